@@ -1,0 +1,64 @@
+"""The application as a server sees it: hot calls first, Django behind, and an orderly start and end."""
+
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from django.core.asgi import get_asgi_application
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "opengate.settings")
+django_application = get_asgi_application()
+
+from inference import upstream  # noqa: E402  the apps must be loaded first
+from inference.consumers import ChatCompletions  # noqa: E402
+from opengate import redis as opengate_redis  # noqa: E402
+from opengate.errors import DatabaseAway  # noqa: E402
+from routing import snapshot  # noqa: E402
+from usage import accounting, limits, spool  # noqa: E402
+
+Receive = Callable[[], Awaitable[Mapping[str, Any]]]
+Send = Callable[[Mapping[str, Any]], Awaitable[None]]
+
+# Paths answered without Django's middleware; the test of all routes walks this table too.
+CONSUMERS = {"/v1/chat/completions": ChatCompletions}
+_hot = {path: consumer.as_asgi() for path, consumer in CONSUMERS.items()}
+
+SETTLE_SECONDS = 5.0
+
+
+async def application(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    if scope["type"] == "http":
+        await _hot.get(scope["path"], django_application)(scope, receive, send)
+    elif scope["type"] == "lifespan":
+        await _live(receive, send)
+    else:
+        await django_application(scope, receive, send)
+
+
+async def _live(receive: Receive, send: Send) -> None:
+    while True:
+        message = await receive()
+        if message["type"] == "lifespan.startup":
+            await _warm_up()
+            await send({"type": "lifespan.startup.complete"})
+        else:
+            await _wind_down()
+            await send({"type": "lifespan.shutdown.complete"})
+            return
+
+
+async def _warm_up() -> None:
+    """Read what every call needs, so that the first one does not wait; without Postgres the process still starts."""
+    try:
+        await snapshot.latest()
+        await limits.grants()
+    except DatabaseAway:
+        pass
+
+
+async def _wind_down() -> None:
+    """What was answered stays counted: finish settlements, send waiting usage, close connections."""
+    await accounting.all_settled(SETTLE_SECONDS)
+    await spool.flush(SETTLE_SECONDS)
+    await upstream.close()
+    await opengate_redis.close()

@@ -1,0 +1,146 @@
+"""What the environment says: every variable OpenGate reads, with its type, default and meaning.
+
+A wrong value does not stop the start: the default is used, and `opengate.checks` reports the mistake with a hint.
+"""
+
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+
+
+def _split(value: object) -> object:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+Words = Annotated[list[str], BeforeValidator(_split)]
+
+
+class Environment(BaseModel):
+    """One field a variable; the alias is its name."""
+
+    debug: bool = Field(False, alias="OPENGATE_DEBUG", description="Django's debug mode; never in production.")
+    var: Path = Field(
+        BASE_DIR / "var", alias="OPENGATE_VAR", description="Folder for the data of the embedded default."
+    )
+    secret_key: str = Field("", alias="OPENGATE_SECRET_KEY", description="Signs sessions; at least 32 characters.")
+    key_secrets: Words = Field(
+        [],
+        alias="OPENGATE_KEY_SECRETS",
+        description="Secrets under which API keys are digested, the current one first; former ones still open.",
+    )
+    encryption_secrets: Words = Field(
+        [],
+        alias="OPENGATE_ENCRYPTION_SECRETS",
+        description="Secrets that encrypt provider keys, the current one first; former ones still decrypt.",
+    )
+    database_url: str = Field("", alias="DATABASE_URL", description="Postgres with pgvector.")
+    database_pool: int = Field(
+        10, alias="OPENGATE_DATABASE_POOL", ge=0, le=1000, description="Connections a process; 0 opens one a use."
+    )
+    redis_url: str = Field("", alias="REDIS_URL", description="Redis or Valkey: redis://, rediss:// or unix://.")
+    redis_timeout_seconds: float = Field(
+        0.1, alias="OPENGATE_REDIS_TIMEOUT_SECONDS", gt=0, le=10, description="Longest wait for one Redis command."
+    )
+    allowed_hosts: Words = Field(
+        ["localhost", "127.0.0.1", "[::1]"], alias="OPENGATE_ALLOWED_HOSTS", description="Host names of the console."
+    )
+    trusted_origins: Words = Field(
+        [], alias="OPENGATE_TRUSTED_ORIGINS", description="Origins, with scheme, that may post forms to the console."
+    )
+    app_title: str = Field("OpenGate", alias="OPENGATE_APP_TITLE", description="Title; owner of unowned models.")
+    limits_fail_open: bool = Field(
+        True,
+        alias="OPENGATE_LIMITS_FAIL_OPEN",
+        description="With Redis away: let calls pass unlimited (true) or answer 503 (false).",
+    )
+    max_body_bytes: int = Field(
+        32 * 1024 * 1024, alias="OPENGATE_MAX_BODY_BYTES", ge=1024, description="Longest request body."
+    )
+    upstream_connect_timeout_seconds: float = Field(
+        10, alias="OPENGATE_UPSTREAM_CONNECT_TIMEOUT_SECONDS", gt=0, description="Longest wait for a provider's socket."
+    )
+    upstream_max_connections: int = Field(
+        1000, alias="OPENGATE_UPSTREAM_MAX_CONNECTIONS", ge=1, description="Open connections to one host, a process."
+    )
+    upstream_max_response_bytes: int = Field(
+        64 * 1024 * 1024, alias="OPENGATE_UPSTREAM_MAX_RESPONSE_BYTES", ge=1024, description="Longest answer read."
+    )
+    upstream_max_event_bytes: int = Field(
+        8 * 1024 * 1024, alias="OPENGATE_UPSTREAM_MAX_EVENT_BYTES", ge=1024, description="Longest event of a stream."
+    )
+    usage_queue_records: int = Field(
+        10_000,
+        alias="OPENGATE_USAGE_QUEUE_RECORDS",
+        ge=1,
+        description="Usage records a process holds in memory while Redis is away; the oldest is dropped beyond.",
+    )
+    datacenter_pue: float = Field(1.2, alias="OPENGATE_DATACENTER_PUE", ge=1, description="Power usage effectiveness.")
+    datacenter_wue: float = Field(1.8, alias="OPENGATE_DATACENTER_WUE", ge=0, description="Water usage, litres a kWh.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", alias="OPENGATE_LOG_LEVEL", description="Least level written to the log."
+    )
+
+
+class Problem(BaseModel):
+    """A variable whose value was not understood."""
+
+    variable: str
+    message: str
+    hint: str
+
+
+def read(variables: dict[str, str] | None = None) -> tuple[Environment, list[Problem]]:
+    """The environment and what is wrong with it; `variables` stands for the process's own. Empty means unset."""
+    variables = dict(os.environ) if variables is None else variables
+    names = {field.alias: field for field in Environment.model_fields.values() if field.alias}
+    given: dict[str, Any] = {name: variables[name] for name in names if variables.get(name)}
+    try:
+        return _with_files(Environment.model_validate(given)), []
+    except ValidationError as error:
+        problems = [
+            Problem(
+                variable=str(fault["loc"][0]),
+                message=f"{fault['loc'][0]}={given[str(fault['loc'][0])]!r}: {fault['msg']}.",
+                hint=f"{names[str(fault['loc'][0])].description} Until then the default is in force.",
+            )
+            for fault in error.errors()
+        ]
+    for problem in problems:
+        given.pop(problem.variable, None)
+    return _with_files(Environment.model_validate(given)), problems
+
+
+def create_secrets(var: Path) -> Path:
+    """Make `var/secrets.json` (mode 0600) once, for the embedded default; a later call leaves it as it is."""
+    path = var / "secrets.json"
+    if not path.exists():
+        var.mkdir(parents=True, exist_ok=True)
+        made = {
+            "secret_key": secrets.token_urlsafe(48),
+            "key_secrets": [secrets.token_urlsafe(48)],
+            "encryption_secrets": [secrets.token_urlsafe(48)],
+        }
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            json.dump(made, file)
+    return path
+
+
+def _with_files(environment: Environment) -> Environment:
+    """What the variables leave out comes from the files that quickstart keeps in `var`."""
+    found: dict[str, Any] = {}
+    for name, fields in (
+        ("secrets.json", ("secret_key", "key_secrets", "encryption_secrets")),
+        ("quickstart.json", ("database_url", "redis_url")),
+    ):
+        try:
+            content = json.loads((environment.var / name).read_text())
+        except (OSError, ValueError):
+            continue
+        found |= {field: content[field] for field in fields if content.get(field) and not getattr(environment, field)}
+    return environment.model_copy(update=found)

@@ -1,0 +1,41 @@
+"""A request id for every answer: the caller's handle on one call, and the key of its usage row."""
+
+import secrets
+from collections.abc import Awaitable, Callable
+
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+from django.http import HttpRequest
+from django.http.response import HttpResponseBase
+
+HEADER = "x-request-id"
+
+
+def new_request_id() -> str:
+    """32 hex digits, never taken from the caller: usage rows are unique by it."""
+    return secrets.token_hex(16)
+
+
+class RequestIdMiddleware:
+    """Sets `request.id` and the answer's `x-request-id`."""
+
+    sync_capable = True
+    async_capable = True
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase | Awaitable[HttpResponseBase]]) -> None:
+        self.get_response = get_response
+        self.is_async = iscoroutinefunction(get_response)
+        if self.is_async:
+            markcoroutinefunction(self)
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
+        request.id = new_request_id()  # type: ignore[attr-defined]
+        if self.is_async:
+            return self._answer(request)
+        response = self.get_response(request)
+        response[HEADER] = request.id  # type: ignore[attr-defined,index]
+        return response
+
+    async def _answer(self, request: HttpRequest) -> HttpResponseBase:
+        response: HttpResponseBase = await self.get_response(request)  # type: ignore[misc]
+        response[HEADER] = request.id  # type: ignore[attr-defined]
+        return response

@@ -1,0 +1,145 @@
+"""Django's settings: from the environment (see `opengate.environment`), with defaults that work on a laptop."""
+
+from typing import Any
+
+import dj_database_url
+
+from opengate import environment
+from opengate.environment import BASE_DIR
+
+ENVIRONMENT, ENVIRONMENT_PROBLEMS = environment.read()
+
+DEBUG = ENVIRONMENT.debug
+SECRET_KEY = ENVIRONMENT.secret_key
+KEY_SECRETS = ENVIRONMENT.key_secrets
+ENCRYPTION_SECRETS = ENVIRONMENT.encryption_secrets
+ALLOWED_HOSTS = ENVIRONMENT.allowed_hosts
+CSRF_TRUSTED_ORIGINS = ENVIRONMENT.trusted_origins
+
+APP_TITLE = ENVIRONMENT.app_title
+LIMITS_FAIL_OPEN = ENVIRONMENT.limits_fail_open
+MAX_BODY_BYTES = ENVIRONMENT.max_body_bytes
+UPSTREAM_CONNECT_TIMEOUT_SECONDS = ENVIRONMENT.upstream_connect_timeout_seconds
+UPSTREAM_MAX_CONNECTIONS = ENVIRONMENT.upstream_max_connections
+UPSTREAM_MAX_RESPONSE_BYTES = ENVIRONMENT.upstream_max_response_bytes
+UPSTREAM_MAX_EVENT_BYTES = ENVIRONMENT.upstream_max_event_bytes
+USAGE_QUEUE_RECORDS = ENVIRONMENT.usage_queue_records
+DATACENTER_PUE = ENVIRONMENT.datacenter_pue
+DATACENTER_WUE = ENVIRONMENT.datacenter_wue
+
+INSTALLED_APPS = [
+    "daphne",
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "django.contrib.postgres",
+    "rest_framework",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",
+    "channels",
+    "opengate",
+    "accounts",
+    "routing",
+    "usage",
+    "inference",
+    "knowledge",
+]
+
+MIDDLEWARE = [
+    "opengate.request_id.RequestIdMiddleware",
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+
+ROOT_URLCONF = "opengate.urls"
+ASGI_APPLICATION = "opengate.asgi.application"
+APPEND_SLASH = False
+
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+        },
+    },
+]
+
+# Without an address Django starts all the same, so that `manage.py check` can say what is missing.
+DATABASE_URL = ENVIRONMENT.database_url or "postgresql:///opengate"
+_database: dict[str, Any] = dict(dj_database_url.parse(DATABASE_URL))
+_database.setdefault("OPTIONS", {})
+_database["OPTIONS"]["connect_timeout"] = 3
+if ENVIRONMENT.database_pool:
+    _database["OPTIONS"]["pool"] = {"min_size": 0, "max_size": ENVIRONMENT.database_pool, "timeout": 3}
+DATABASES = {"default": _database}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+REDIS_URL = ENVIRONMENT.redis_url or "redis://127.0.0.1:6379/0"
+REDIS_TIMEOUT_SECONDS = ENVIRONMENT.redis_timeout_seconds
+
+CELERY_BROKER_URL = REDIS_URL.replace("unix://", "redis+socket://", 1).replace("?db=", "?virtual_host=", 1)
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_TASK_IGNORE_RESULT = True
+CELERY_TASK_ACKS_LATE = True
+CELERY_WORKER_HIJACK_ROOT_LOGGER = False
+CELERY_BEAT_SCHEDULE = {
+    "drain-usage": {"task": "usage.tasks.drain_usage", "schedule": 1.0, "options": {"expires": 1.0}},
+}
+
+AUTH_USER_MODEL = "accounts.User"
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.Argon2PasswordHasher"]
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator"},
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+]
+LOGIN_URL = "admin:login"
+LOGIN_REDIRECT_URL = "admin:index"
+
+LANGUAGE_CODE = "en"
+TIME_ZONE = "UTC"
+USE_TZ = True
+
+STATIC_URL = "/static/"
+WHITENOISE_USE_FINDERS = True  # the console's files come straight from the packages; no collectstatic to forget
+
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": ["accounts.authentication.KeyAuthentication"],
+    "DEFAULT_PERMISSION_CLASSES": ["accounts.permissions.Nobody"],
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "EXCEPTION_HANDLER": "opengate.api.drf_exception_handler",
+    "UNAUTHENTICATED_USER": None,
+}
+SPECTACULAR_SETTINGS = {
+    "TITLE": APP_TITLE,
+    "DESCRIPTION": "One OpenAI-style API in front of an organisation's models, with its documents beside it.",
+    "VERSION": "0.1.0",
+    "SERVE_INCLUDE_SCHEMA": False,
+    "SWAGGER_UI_DIST": "SIDECAR",
+    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+    "REDOC_DIST": "SIDECAR",
+    "AUTHENTICATION_WHITELIST": [],
+}
+
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "{asctime} {levelname} {name}: {message}", "style": "{"}},
+    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["console"], "level": ENVIRONMENT.log_level},
+    "loggers": {"httpx": {"level": "WARNING"}},
+}

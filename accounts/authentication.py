@@ -1,0 +1,58 @@
+"""One bearer key, three entrances: the consumer, Ninja and Django REST framework."""
+
+from typing import Any
+
+from asgiref.sync import async_to_sync
+from django.http import HttpRequest
+from ninja.security.http import HttpAuthBase
+from rest_framework.authentication import BaseAuthentication
+from rest_framework.request import Request
+
+from accounts import principals
+from accounts.errors import CHALLENGE, NotAuthenticated
+from accounts.principals import Principal
+from opengate import epoch
+
+
+def bearer(authorization: str | None) -> str:
+    """The key in an Authorization header; raises NotAuthenticated without one."""
+    scheme, _, text = (authorization or "").partition(" ")
+    if scheme.lower() != "bearer" or not text.strip():
+        raise NotAuthenticated
+    return text.strip()
+
+
+async def authenticate(authorization: str | None) -> Principal:
+    """The caller as remembered; for calls whose admission compares epochs afterwards."""
+    return await principals.find(bearer(authorization))
+
+
+async def authenticate_now(authorization: str | None) -> Principal:
+    """The caller as of now: asks for the epoch first. For all that passes no admission."""
+    text = bearer(authorization)
+    await epoch.refresh()
+    return await principals.find(text)
+
+
+class HTTPBearer(HttpAuthBase):
+    """For Ninja: `request.auth` is the principal. The class is named as the OpenAPI document names the scheme."""
+
+    openapi_scheme = "bearer"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_async = True
+
+    async def __call__(self, request: HttpRequest) -> Principal:
+        return await authenticate_now(request.headers.get("Authorization"))
+
+
+class KeyAuthentication(BaseAuthentication):
+    """For Django REST framework: `request.user` and `request.auth` are the principal."""
+
+    def authenticate(self, request: Request) -> tuple[Any, Any]:
+        principal = async_to_sync(authenticate_now)(request.headers.get("Authorization"))
+        return principal, principal
+
+    def authenticate_header(self, request: Request) -> str:
+        return CHALLENGE["WWW-Authenticate"]

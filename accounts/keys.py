@@ -1,0 +1,39 @@
+"""What an API key looks like, and what is kept of it.
+
+A key is `sk-` and 256 random bits. At rest there is only its HMAC-SHA-256 digest under a server secret: a stolen table
+opens nothing, and a digest found anywhere is no key.
+"""
+
+import hmac
+import re
+import secrets
+
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+
+from opengate.encryption import mask
+
+__all__ = ["digest", "digests", "is_well_formed", "mask", "new_key"]
+
+_SHAPE = re.compile(r"sk-[A-Za-z0-9_-]{43}")
+
+
+def new_key() -> str:
+    return f"sk-{secrets.token_urlsafe(32)}"
+
+
+def is_well_formed(text: str) -> bool:
+    """Whether it could be one of our keys; anything else is refused without a look-up."""
+    return _SHAPE.fullmatch(text) is not None
+
+
+def digest(text: str) -> str:
+    """Hexadecimal digest under the current secret."""
+    return digests(text)[0]
+
+
+def digests(text: str) -> tuple[str, ...]:
+    """Digests under each secret, the current one first: a key made under a former secret still opens."""
+    if not settings.KEY_SECRETS:
+        raise ImproperlyConfigured("OPENGATE_KEY_SECRETS is not set: keys cannot be told apart.")
+    return tuple(hmac.digest(secret.encode(), text.encode(), "sha256").hex() for secret in settings.KEY_SECRETS)

@@ -1,0 +1,93 @@
+"""Who is calling: one small object for every entrance, remembered for one epoch."""
+
+import time
+from dataclasses import dataclass
+
+from accounts import keys
+from accounts.errors import InvalidKey
+from accounts.models import Key, Permission
+from opengate import epoch
+from opengate.epoch import Replica
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """The owner of a valid key. Times are Unix seconds; `has_budget` says that money must be asked of Postgres."""
+
+    digests: tuple[str, ...]
+    key_id: int
+    key_name: str
+    user_id: int
+    email: str
+    organization_id: int | None
+    role_id: int
+    permissions: frozenset[str]
+    priority: int
+    has_budget: bool
+    key_expires: float | None
+    user_expires: float | None
+
+    @property
+    def is_authenticated(self) -> bool:
+        """What Django REST framework asks of a user."""
+        return True
+
+    def grants(self, permission: Permission) -> bool:
+        return permission in self.permissions
+
+    def is_valid(self, now: float) -> bool:
+        return (self.key_expires is None or now < self.key_expires) and (
+            self.user_expires is None or now < self.user_expires
+        )
+
+
+def _load(digests: tuple[str, ...]) -> Principal | None:
+    key = Key.objects.select_related("user__role").filter(digest__in=digests).first()
+    if key is None:
+        return None
+    if key.digest != digests[0]:  # made under a former secret: from now on under the current one
+        Key.objects.filter(id=key.id).update(digest=digests[0])
+    user = key.user
+    return Principal(
+        digests=digests,
+        key_id=key.id,
+        key_name=key.name,
+        user_id=user.id,
+        email=user.email,
+        organization_id=user.organization_id,
+        role_id=user.role_id,
+        permissions=frozenset(user.role.permissions),
+        priority=user.priority,
+        has_budget=user.budget is not None,
+        key_expires=key.expires.timestamp() if key.expires else None,
+        user_expires=user.expires.timestamp() if user.expires else None,
+    )
+
+
+_principals = Replica(_load)
+
+
+async def find(text: str) -> Principal:
+    """The principal of a key; raises InvalidKey only after a look at what is in force now, DatabaseAway if none can.
+
+    A known key is answered from memory: the admission of the call finds out whether that memory is old.
+    """
+    if not keys.is_well_formed(text):
+        raise InvalidKey
+    digests = keys.digests(text)
+    principal = await _principals.get(digests)
+    if principal is None or not principal.is_valid(time.time()):
+        await epoch.refresh()
+        principal = await _principals.get(digests)
+    return _checked(principal)
+
+
+async def again(principal: Principal) -> Principal:
+    """The same caller as of the epoch now known; raises InvalidKey when the key no longer opens."""
+    return _checked(await _principals.get(principal.digests))
+
+
+def _checked(principal: Principal | None) -> Principal:
+    if principal is None or not principal.is_valid(time.time()):
+        raise InvalidKey
+    return principal

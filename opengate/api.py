@@ -1,0 +1,134 @@
+"""Where the frameworks meet: the Ninja API, one shape of errors for all, one OpenAPI document."""
+
+import logging
+from typing import Any
+
+from django.db import InterfaceError, OperationalError
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.views import View
+from drf_spectacular.generators import SchemaGenerator
+from ninja import NinjaAPI
+from ninja.errors import HttpError, ValidationError
+from rest_framework import exceptions
+from rest_framework.response import Response
+from rest_framework.views import exception_handler
+
+from inference.api import routes as inference_routes
+from inference.openapi import chat_paths
+from opengate.errors import APIError, DatabaseAway, InvalidBody, openai_error
+
+logger = logging.getLogger(__name__)
+
+# The order of the contract's tags.
+TAGS = (
+    "Admin",
+    "Audio",
+    "Auth",
+    "Chat",
+    "Chunks",
+    "Collections",
+    "Documents",
+    "Embeddings",
+    "Me",
+    "Models",
+    "OCR",
+    "Parse",
+    "Rerank",
+    "Search",
+    "Monitoring",
+)
+
+calls = NinjaAPI(title="Calls", docs_url=None, openapi_url=None, urls_namespace="calls")
+calls.add_router("", inference_routes)
+
+
+def error_response(error: APIError) -> JsonResponse:
+    """The body of a refusal outside Django REST framework: `detail`, and `error` for OpenAI's clients."""
+    content = {"detail": error.detail, "error": openai_error(error.status, error.detail)}
+    return JsonResponse(content, status=error.status, headers=error.headers)
+
+
+@calls.exception_handler(APIError)
+def _refused(request: HttpRequest, error: APIError) -> HttpResponse:
+    return error_response(error)
+
+
+@calls.exception_handler(ValidationError)
+def _invalid(request: HttpRequest, error: ValidationError) -> HttpResponse:
+    faults: list[dict[str, Any]] = [
+        {name: fault[name] for name in ("type", "loc", "msg") if name in fault} for fault in error.errors
+    ]
+    return error_response(InvalidBody(faults))
+
+
+@calls.exception_handler(HttpError)
+def _http_error(request: HttpRequest, error: HttpError) -> HttpResponse:
+    return error_response(APIError(str(error), status=error.status_code))
+
+
+@calls.exception_handler(Exception)
+def _unplanned(request: HttpRequest, error: Exception) -> HttpResponse:
+    if isinstance(error, OperationalError | InterfaceError):
+        return error_response(DatabaseAway())
+    logger.error("Request %s failed.", request.id, exc_info=error)  # type: ignore[attr-defined]
+    return error_response(APIError("An unexpected error occurred"))
+
+
+def drf_exception_handler(error: Exception, context: dict[str, Any]) -> Response | None:
+    """The same shape for Django REST framework; an unplanned exception stays one."""
+    if isinstance(error, OperationalError | InterfaceError):
+        error = DatabaseAway()
+    if isinstance(error, exceptions.ValidationError):
+        error = InvalidBody(list(_faults(error.detail, ["body"])))
+    if isinstance(error, APIError):
+        return Response({"detail": error.detail}, status=error.status, headers=error.headers)
+    return exception_handler(error, context)
+
+
+def _faults(detail: Any, location: list[Any]) -> Any:
+    if isinstance(detail, dict):
+        for name, inner in detail.items():
+            yield from _faults(inner, [*location, name])
+    elif isinstance(detail, list) and detail and isinstance(detail[0], dict):
+        for index, inner in enumerate(detail):
+            yield from _faults(inner, [*location, index])
+    else:
+        for message in detail if isinstance(detail, list) else [detail]:
+            yield {"type": message.code, "loc": location, "msg": str(message)}
+
+
+def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
+    return error_response(APIError("Not Found", status=404))
+
+
+def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
+    return error_response(APIError("Bad Request", status=400))
+
+
+def permission_denied(request: HttpRequest, exception: Exception) -> HttpResponse:
+    return error_response(APIError("Insufficient rights.", status=403))
+
+
+def server_error(request: HttpRequest) -> HttpResponse:
+    return error_response(APIError("An unexpected error occurred"))
+
+
+class OpenAPIView(View):
+    """`/openapi.json`: rows from drf-spectacular, calls from Ninja, and the chat consumer's operation."""
+
+    def get(self, request: HttpRequest) -> HttpResponse:
+        return JsonResponse(openapi_document())
+
+
+def openapi_document() -> dict[str, Any]:
+    document: dict[str, Any] = SchemaGenerator().get_schema(request=None, public=True)
+    others = (calls.get_openapi_schema(path_prefix="/v1/"), chat_paths())
+    document.setdefault("paths", {})
+    components = document.setdefault("components", {})
+    for other in others:
+        document["paths"] |= other["paths"]
+        for kind, entries in other.get("components", {}).items():
+            components[kind] = components.get(kind, {}) | entries
+    used = {tag for path in document["paths"].values() for operation in path.values() for tag in operation["tags"]}
+    document["tags"] = [{"name": tag} for tag in TAGS if tag in used]
+    return document

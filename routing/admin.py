@@ -1,0 +1,117 @@
+"""The console's pages of routers and providers."""
+
+from typing import Any
+
+from django import forms
+from django.contrib import admin
+from django.db.models import Count, QuerySet
+from django.http import HttpRequest
+
+from opengate.encryption import mask
+from routing.models import Provider, Router, RouterName
+
+
+class ProviderForm(forms.ModelForm):
+    """The key is written, never shown: an empty field leaves it as it is."""
+
+    new_key = forms.CharField(
+        label="key", required=False, strip=True, widget=forms.PasswordInput(attrs={"autocomplete": "new-password"})
+    )
+    remove_key = forms.BooleanField(required=False)
+
+    class Meta:
+        model = Provider
+        fields = (
+            "router",
+            "type",
+            "model_name",
+            "url",
+            "timeout",
+            "model_hosting_zone",
+            "model_total_params",
+            "model_active_params",
+            "qos_metric",
+            "qos_limit",
+        )
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        stored = self.instance.key if self.instance.pk else None
+        self.fields["new_key"].help_text = f"Stored: {mask(stored)}. Empty leaves it." if stored else "None is stored."
+
+    def save(self, commit: bool = True) -> Any:
+        if self.cleaned_data.get("new_key"):
+            self.instance.key = self.cleaned_data["new_key"]
+        elif self.cleaned_data.get("remove_key"):
+            self.instance.key = None
+        return super().save(commit)
+
+
+PROVIDER_FIELDS = (
+    ("type", "model_name"),
+    ("url", "timeout"),
+    ("new_key", "remove_key"),
+    ("model_hosting_zone", "model_total_params", "model_active_params"),
+    ("qos_metric", "qos_limit"),
+)
+
+
+class AliasInline(admin.TabularInline):
+    model = RouterName
+    extra = 0
+    fields = ("value",)
+    verbose_name = "alias"
+    verbose_name_plural = "aliases"
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[RouterName]:
+        return super().get_queryset(request).filter(is_alias=True)
+
+
+class ProviderInline(admin.StackedInline):
+    model = Provider
+    form = ProviderForm
+    extra = 0
+    fields = PROVIDER_FIELDS
+
+
+@admin.register(Router)
+class RouterAdmin(admin.ModelAdmin):
+    list_display = ("name", "type", "provider_count", "cost_prompt_tokens", "cost_completion_tokens", "updated")
+    list_filter = ("type",)
+    search_fields = ("name", "names__value")
+    fields = (
+        ("name", "type"),
+        "load_balancing_strategy",
+        ("cost_prompt_tokens", "cost_completion_tokens"),
+        ("created", "updated"),
+    )
+    readonly_fields = ("created", "updated")
+    inlines = (AliasInline, ProviderInline)
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Router]:
+        return super().get_queryset(request).annotate(provider_count=Count("providers", distinct=True))
+
+    @admin.display(description="providers", ordering="provider_count")
+    def provider_count(self, router: Any) -> int:
+        return int(router.provider_count)
+
+    def save_model(self, request: HttpRequest, obj: Router, form: Any, change: bool) -> None:
+        if not change:
+            obj.user = request.user  # type: ignore[assignment]
+        super().save_model(request, obj, form, change)
+
+
+@admin.register(Provider)
+class ProviderAdmin(admin.ModelAdmin):
+    form = ProviderForm
+    list_display = ("model_name", "router", "type", "url", "model_hosting_zone", "qos_metric", "updated")
+    list_filter = ("type", "router")
+    list_select_related = ("router",)
+    search_fields = ("model_name", "url", "router__name")
+    autocomplete_fields = ("router",)
+    fields = ("router", *PROVIDER_FIELDS)
+
+    def save_model(self, request: HttpRequest, obj: Provider, form: Any, change: bool) -> None:
+        if not change:
+            obj.user = request.user  # type: ignore[assignment]
+        super().save_model(request, obj, form, change)

@@ -1,0 +1,205 @@
+"""Routers, the names callers use, and providers, the upstreams that serve them."""
+
+from decimal import Decimal
+from typing import Any, Self
+
+from django.conf import settings
+from django.core.exceptions import ValidationError
+from django.core.validators import MaxValueValidator, MinValueValidator, URLValidator
+from django.db import models, transaction
+from django.db.models import Q
+
+from opengate.encryption import EncryptedTextField
+from routing.zones import ZONES
+
+
+class ModelType(models.TextChoices):
+    AUTOMATIC_SPEECH_RECOGNITION = "automatic-speech-recognition"
+    IMAGE_TEXT_TO_TEXT = "image-text-to-text"
+    IMAGE_TO_TEXT = "image-to-text"
+    TEXT_EMBEDDINGS_INFERENCE = "text-embeddings-inference"
+    TEXT_GENERATION = "text-generation"
+    TEXT_CLASSIFICATION = "text-classification"
+
+
+CHAT_TYPES = frozenset({ModelType.TEXT_GENERATION, ModelType.IMAGE_TEXT_TO_TEXT})
+
+
+class ProviderType(models.TextChoices):
+    ALBERT = "albert"
+    OPENAI = "openai"
+    MISTRAL = "mistral"
+    TEI = "tei"
+    VLLM = "vllm"
+
+
+class LoadBalancingStrategy(models.TextChoices):
+    SHUFFLE = "shuffle"
+    LEAST_BUSY = "least_busy"
+
+
+class Metric(models.TextChoices):
+    TTFT = "ttft"
+    LATENCY = "latency"
+    INFLIGHT = "inflight"
+    PERFORMANCE = "performance"
+
+
+SERVED_BY = {
+    ModelType.TEXT_GENERATION: {"albert", "mistral", "openai", "vllm"},
+    ModelType.IMAGE_TEXT_TO_TEXT: {"albert", "mistral", "openai", "vllm"},
+    ModelType.TEXT_EMBEDDINGS_INFERENCE: {"albert", "openai", "mistral", "tei", "vllm"},
+    ModelType.AUTOMATIC_SPEECH_RECOGNITION: {"albert", "mistral", "openai", "vllm"},
+    ModelType.TEXT_CLASSIFICATION: {"albert", "tei", "vllm"},
+    ModelType.IMAGE_TO_TEXT: {"mistral"},
+}
+DEFAULT_URLS = {
+    ProviderType.ALBERT: "https://albert.api.etalab.gouv.fr/",
+    ProviderType.OPENAI: "https://api.openai.com/",
+    ProviderType.MISTRAL: "https://api.mistral.ai/",
+}
+
+
+class Router(models.Model):
+    """A model as callers know it. Saving it claims its name in the one namespace of names and aliases."""
+
+    name = models.CharField(max_length=255, unique=True)
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="routers", null=True, blank=True
+    )
+    type = models.CharField(max_length=64, choices=ModelType.choices)
+    load_balancing_strategy = models.CharField(
+        max_length=32, choices=LoadBalancingStrategy.choices, default=LoadBalancingStrategy.SHUFFLE
+    )
+    cost_prompt_tokens = models.DecimalField(
+        max_digits=18,
+        decimal_places=6,
+        default=Decimal(0),
+        validators=[MinValueValidator(0)],
+        help_text="Price of a million prompt tokens.",
+    )
+    cost_completion_tokens = models.DecimalField(
+        max_digits=18,
+        decimal_places=6,
+        default=Decimal(0),
+        validators=[MinValueValidator(0)],
+        help_text="Price of a million completion tokens.",
+    )
+    created = models.DateTimeField(auto_now_add=True)
+    updated = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        ordering = ["id"]
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(cost_prompt_tokens__gte=0) & Q(cost_completion_tokens__gte=0),
+                name="router_costs_not_negative",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def clean(self) -> None:
+        if RouterName.objects.filter(value=self.name).exclude(router_id=self.pk, is_alias=False).exists():
+            raise ValidationError({"name": f"Router {self.name} already exists."})
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        with transaction.atomic():
+            super().save(*args, **kwargs)
+            RouterName.objects.update_or_create(router=self, is_alias=False, defaults={"value": self.name})
+
+
+class RouterNameQuerySet(models.QuerySet["RouterName"]):
+    def aliases(self) -> Self:
+        return self.filter(is_alias=True)
+
+
+class RouterName(models.Model):
+    """A name that a router answers to: its own, which follows Router.name, or an alias. Unique over all routers."""
+
+    value = models.CharField("alias", max_length=255, unique=True)
+    router = models.ForeignKey(Router, on_delete=models.CASCADE, related_name="names")
+    is_alias = models.BooleanField(default=True, editable=False)
+    created = models.DateTimeField(auto_now_add=True)
+
+    objects = RouterNameQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["id"]
+        constraints = [
+            models.UniqueConstraint(fields=["router"], condition=Q(is_alias=False), name="router_has_one_own_name")
+        ]
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class Provider(models.Model):
+    """One upstream that serves a router's model."""
+
+    router = models.ForeignKey(Router, on_delete=models.CASCADE, related_name="providers")
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="providers", null=True, blank=True
+    )
+    type = models.CharField(max_length=16, choices=ProviderType.choices)
+    url = models.CharField(
+        max_length=512, blank=True, help_text="Without /v1; empty takes the address of albert, openai or mistral."
+    )
+    key = EncryptedTextField(null=True, blank=True, help_text="The upstream's API key; encrypted at rest.")
+    timeout = models.PositiveIntegerField(
+        default=300, validators=[MinValueValidator(1), MaxValueValidator(3600)], help_text="Seconds."
+    )
+    model_name = models.CharField(max_length=255, help_text="The model's name at the upstream.")
+    model_hosting_zone = models.CharField(
+        max_length=3, choices=[(zone, zone) for zone in ZONES], default="WOR", help_text="ISO 3166-1 alpha-3, or WOR."
+    )
+    model_total_params = models.PositiveIntegerField(default=0, help_text="Billions of parameters.")
+    model_active_params = models.PositiveIntegerField(default=0, help_text="Billions of parameters.")
+    qos_metric = models.CharField(max_length=16, choices=Metric.choices, null=True, blank=True)
+    qos_limit = models.FloatField(null=True, blank=True, validators=[MinValueValidator(0)])
+    max_context_length = models.PositiveIntegerField(null=True, blank=True, editable=False)
+    vector_size = models.PositiveIntegerField(null=True, blank=True, editable=False)
+    created = models.DateTimeField(auto_now_add=True)
+    updated = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        ordering = ["id"]
+        constraints = [
+            models.UniqueConstraint(fields=["router", "url", "model_name"], name="provider_once_a_router"),
+            models.CheckConstraint(
+                condition=Q(qos_metric__isnull=True) | Q(qos_limit__isnull=False), name="provider_qos_has_a_limit"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.model_name} at {self.url}"
+
+    def clean(self) -> None:
+        # The address is completed here, so that the constraints that follow see what will be stored.
+        self.url = self.completed_url()
+        if not self.url:
+            raise ValidationError({"url": "URL is required for this model provider type."})
+        URLValidator(schemes=["http", "https"])(_checkable(self.url))
+        if self.qos_metric and self.qos_limit is None:
+            raise ValidationError({"qos_limit": "QoS value is required if QoS metric is provided."})
+        if self.router_id and self.type not in SERVED_BY[ModelType(self.router.type)]:
+            message = f"Invalid model provider type {self.type} for {self.router.type} router."
+            raise ValidationError({"type": message})
+
+    def completed_url(self) -> str:
+        """The address with its trailing slash; the type's own where none is given, empty where there is none."""
+        url = self.url or (DEFAULT_URLS.get(ProviderType(self.type), "") if self.type else "")
+        return url if not url or url.endswith("/") else f"{url}/"
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        self.url = self.completed_url()
+        super().save(*args, **kwargs)
+
+
+def _checkable(url: str) -> str:
+    """Django's URL check wants a dot in the host; hosts of a cluster (http://vllm:8000/) have none."""
+    scheme, _, rest = url.partition("://")
+    host, slash, path = rest.partition("/")
+    name, colon, port = host.partition(":")
+    return url if "." in name or name.startswith("[") else f"{scheme}://{name}.internal{colon}{port}{slash}{path}"

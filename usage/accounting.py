@@ -1,0 +1,265 @@
+"""One call from admission to settlement: what it used, and how it ended. Settled exactly once, however that was."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from types import TracebackType
+from typing import Any, Self
+
+from redis.asyncio.client import Pipeline
+
+from accounts import principals
+from accounts.principals import Principal
+from opengate import redis as opengate_redis
+from opengate.errors import APIError, DatabaseAway
+from opengate.redis import RedisAway
+from routing import balancing
+from routing.balancing import Lease
+from routing.snapshot import Provider, Router
+from usage import carbon, ledger, limits, pricing, spool
+from usage.ledger import Record
+from usage.limits import Admission
+from usage.models import Outcome
+
+CLIENT_LEFT_STATUS = 499  # nobody reads it; so that a call without an answer is not taken for an answered one
+MAX_TOKENS = 2**31 - 1
+_settling: set[asyncio.Task[None]] = set()
+
+
+@dataclass(slots=True)
+class Tokens:
+    """Tokens of a call; `estimated` when any of them is ours and not the provider's."""
+
+    prompt: int = 0
+    completion: int = 0
+    estimated: bool = False
+
+    @property
+    def total(self) -> int:
+        return self.prompt + self.completion
+
+
+class UpstreamTrouble(APIError):
+    """A provider's fault, whatever its status: the usage record says so."""
+
+    @property
+    def is_worth_another_try(self) -> bool:
+        """Whether another provider may answer."""
+        return True
+
+
+class Call:
+    """A context around one call: on exit it is settled if it was admitted, and was not settled before."""
+
+    def __init__(self, principal: Principal, endpoint: str, request_id: str, method: str = "POST") -> None:
+        self.principal = principal
+        self.endpoint = endpoint
+        self.request_id = request_id
+        self.method = method
+        self.created = datetime.now(UTC)
+        self.started = time.perf_counter()
+        self.router: Router | None = None
+        self.admission: Admission | None = None
+        self.provider: Provider | None = None
+        self.lease: Lease | None = None
+        self.ttft_ms: int | None = None
+        self.answering = False  # a status 200 is on its way to the caller
+        self.tokens = Tokens()
+        self.settled = False
+        self._footprint: carbon.Footprint | None = None
+
+    # admission
+
+    async def admit(self, router: Router, granted: limits.Limits, prompt_tokens: int) -> bool:
+        """Take the call from the caller's limits, then look at its budget; False when what was known is old.
+
+        Raises RateLimitExceeded, InsufficientBudget, or LimitsAway and DatabaseAway when nobody can tell. Whoever is
+        refused for want of money gives back what was taken from the limits.
+        """
+        admission = await limits.admit(self.principal, router, granted, prompt_tokens)
+        if admission == "stale":
+            self.principal = await principals.again(self.principal)
+            return False
+        if self.principal.has_budget and router.has_price:
+            try:
+                await ledger.arequire_budget(self.principal.user_id)
+            except APIError:
+                await admission.give_back()
+                raise
+        self.router, self.admission = router, admission
+        return True
+
+    # what happens on the way
+
+    async def go_to(self, provider: Provider, prompt_tokens: int) -> None:
+        """Leave the last provider, if any, for this one. From here on the prompt counts, as estimated until it tells."""
+        if self.lease is not None:
+            await self.lease.release()
+        self.lease = await balancing.take(provider, self.request_id)
+        self.provider = provider
+        self.tokens = Tokens(prompt=prompt_tokens, estimated=True)
+
+    def failed_at_provider(self) -> None:
+        """The provider did not answer: nothing was used there."""
+        self.tokens = Tokens()
+
+    def first_token(self) -> None:
+        if self.ttft_ms is None:
+            self.ttft_ms = self.latency_ms()
+
+    def count(self, usage: Any, *, prompt_tokens: int, completion_tokens: int) -> None:
+        """Take the provider's figures out of its `usage` object, and ours for each that is missing or absurd."""
+        given = usage if isinstance(usage, Mapping) else {}
+        prompt, completion = _figure(given.get("prompt_tokens")), _figure(given.get("completion_tokens"))
+        self.tokens = Tokens(
+            prompt=prompt_tokens if prompt is None else prompt,
+            completion=completion_tokens if completion is None else completion,
+            estimated=prompt is None or completion is None,
+        )
+
+    # figures
+
+    def latency_ms(self) -> int:
+        return round((time.perf_counter() - self.started) * 1000)
+
+    def headers(self) -> dict[str, str]:
+        return self.admission.headers() if self.admission else {}
+
+    def cost(self) -> Decimal:
+        if self.router is None:
+            return pricing.FREE
+        router, tokens = self.router, self.tokens
+        return pricing.cost(tokens.prompt, tokens.completion, router.cost_prompt_tokens, router.cost_completion_tokens)
+
+    def footprint(self) -> carbon.Footprint:
+        if self._footprint is None:  # once: the answer and the record say the same
+            self._footprint = self._measured(self.provider) if self.provider else carbon.NOTHING
+        return self._footprint
+
+    def _measured(self, provider: Provider) -> carbon.Footprint:
+        return carbon.footprint(
+            self.tokens.completion,
+            time.perf_counter() - self.started,
+            active_params=provider.active_params,
+            total_params=provider.total_params,
+            zone=provider.zone,
+        )
+
+    def usage(self, upstream: Any = None) -> dict[str, Any]:
+        """The `usage` object of the answer; what else the provider tells of its tokens stays in it."""
+        footprint = self.footprint()
+        return {
+            **(upstream if isinstance(upstream, Mapping) else {}),
+            "prompt_tokens": self.tokens.prompt,
+            "completion_tokens": self.tokens.completion,
+            "total_tokens": self.tokens.total,
+            "cost": float(self.cost()),
+            "carbon": footprint.as_carbon(),
+            "impacts": footprint.as_impacts(),
+            "requests": 1,
+        }
+
+    # settlement
+
+    async def settle(self, status: int, outcome: Outcome) -> None:
+        """Once: the record is written or spooled, limits get the real token counts, the provider's place is free."""
+        if self.settled or self.admission is None:
+            return
+        record = self._record(status, outcome)
+        if self.principal.has_budget and Decimal(record["cost"]) and await self._charged(record):
+            try:
+                await opengate_redis.trip(self._let_go)
+            except RedisAway:
+                pass  # the lease expires, and so do the counters
+        else:
+            await spool.send(record, self._let_go)
+        self.settled = True
+
+    async def _charged(self, record: Record) -> bool:
+        """Whether the budget is lowered at once; with Postgres away the drain lowers it later."""
+        try:
+            await ledger.astore([record])
+        except DatabaseAway:
+            return False
+        return True
+
+    def _let_go(self, pipeline: Pipeline) -> None:
+        if self.lease is not None:
+            self.lease.end(pipeline)
+        if self.admission is not None:
+            self.admission.correct(pipeline, self.tokens.prompt)
+
+    def _record(self, status: int, outcome: Outcome) -> Record:
+        router, footprint = self.router, self.footprint()
+        assert router is not None  # it was admitted
+        return Record(
+            request_id=self.request_id,
+            created=self.created.isoformat(),
+            user_id=self.principal.user_id,
+            user_email=self.principal.email,
+            organization_id=self.principal.organization_id,
+            key_id=self.principal.key_id,
+            key_name=self.principal.key_name,
+            router_id=router.id,
+            router_name=router.name,
+            provider_id=self.provider.id if self.provider else None,
+            provider_model_name=self.provider.model_name if self.provider else None,
+            endpoint=self.endpoint,
+            method=self.method,
+            status=status,
+            outcome=outcome.value,
+            latency_ms=self.latency_ms(),
+            ttft_ms=self.ttft_ms,
+            prompt_tokens=self.tokens.prompt,
+            completion_tokens=self.tokens.completion,
+            total_tokens=self.tokens.total,
+            tokens_estimated=self.tokens.estimated,
+            cost_prompt_tokens=str(router.cost_prompt_tokens),
+            cost_completion_tokens=str(router.cost_completion_tokens),
+            cost=str(self.cost()),
+            kwh_min=footprint.kwh_min,
+            kwh_max=footprint.kwh_max,
+            kgco2eq_min=footprint.kgco2eq_min,
+            kgco2eq_max=footprint.kgco2eq_max,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.settled or self.admission is None:
+            return
+        status, outcome = _ending(error, self.answering)
+        # The caller's leaving may cancel us again, and its settlement must not end with it.
+        task = asyncio.ensure_future(self.settle(status, outcome))
+        _settling.add(task)
+        task.add_done_callback(_settling.discard)
+        await asyncio.shield(task)
+
+
+async def all_settled(timeout_seconds: float) -> None:
+    """Before the process ends: wait for settlements under way."""
+    if _settling:
+        await asyncio.wait(_settling, timeout=timeout_seconds)
+
+
+def _ending(error: BaseException | None, answering: bool) -> tuple[int, Outcome]:
+    """Status and outcome of a call that left its context so."""
+    if error is None:
+        return 200, Outcome.FINISHED
+    if isinstance(error, asyncio.CancelledError | GeneratorExit):
+        return 200 if answering else CLIENT_LEFT_STATUS, Outcome.CLIENT_LEFT
+    outcome = Outcome.UPSTREAM_FAILED if isinstance(error, UpstreamTrouble) else Outcome.FAILED
+    if answering:
+        return 200, outcome
+    return error.status if isinstance(error, APIError) else 500, outcome
+
+
+def _figure(value: object) -> int | None:
+    """A token count, or None where an upstream sends something else."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS else None

@@ -1,0 +1,11 @@
+from django.apps import AppConfig
+
+
+class UsageConfig(AppConfig):
+    name = "usage"
+
+    def ready(self) -> None:
+        from opengate import epoch
+        from usage.models import Limit
+
+        epoch.watch(Limit)

@@ -1,0 +1,253 @@
+"""What a role may use, and the one Redis trip that admits a call.
+
+The script checks the epoch and all four limits of a user at a router together: either every counter is taken or none
+is, and a refused call consumes nothing. A counter is a number with an expiry set when its window opens (fixed
+window); the limit's value is part of its key, so that a changed limit starts from an empty counter.
+"""
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from django.conf import settings
+from redis.asyncio.client import Pipeline
+from redis.exceptions import NoScriptError
+
+from accounts.principals import Principal
+from opengate import epoch
+from opengate import redis as opengate_redis
+from opengate.epoch import Replica
+from opengate.redis import RedisAway
+from routing.errors import ModelNotFound
+from routing.snapshot import Router
+from usage.errors import LimitsAway, RateLimitExceeded, RouterClosed
+from usage.models import Limit, LimitType
+
+WINDOW_SECONDS: Mapping[str, int] = {"rpm": 60, "rpd": 86_400, "tpm": 60, "tpd": 86_400}
+WORDS: Mapping[str, str] = {
+    "rpm": "requests per minute",
+    "rpd": "requests per day",
+    "tpm": "input tokens per minute",
+    "tpd": "input tokens per day",
+}
+
+# KEYS: the epoch, then the counters. ARGV: the epoch the caller knows, then limit, cost and window (ms) a counter.
+# Answers {0 | -1 stale | n: the nth counter refuses, epoch, and a counter its count and the ms its window still runs}.
+_ADMIT = (
+    epoch.CURRENT_LUA
+    + """
+local epoch = current_epoch(KEYS[1])
+if epoch ~= ARGV[1] then return {-1, epoch} end
+local verdict, answer = 0, {0, epoch}
+for i = 2, #KEYS do
+  local at = 3 * i - 4
+  local left = redis.call('PTTL', KEYS[i])
+  local count = 0
+  if left > 0 then
+    count = tonumber(redis.call('GET', KEYS[i])) or 0
+  else
+    redis.call('DEL', KEYS[i])
+    left = tonumber(ARGV[at + 2])
+  end
+  if verdict == 0 and count + tonumber(ARGV[at + 1]) > tonumber(ARGV[at]) then verdict = i - 1 end
+  answer[#answer + 1] = count
+  answer[#answer + 1] = left
+end
+answer[1] = verdict
+if verdict == 0 then
+  for i = 2, #KEYS do
+    local at = 3 * i - 4
+    redis.call('INCRBY', KEYS[i], ARGV[at + 1])
+    redis.call('PEXPIRE', KEYS[i], answer[2 * i])
+    answer[2 * i - 1] = answer[2 * i - 1] + tonumber(ARGV[at + 1])
+  end
+end
+return answer
+"""
+)
+
+# KEYS: a counter. ARGV: what to add, and the Unix ms at which the window ends that the call was admitted in.
+_CORRECT = """
+local left = redis.call('PTTL', KEYS[1])
+if left <= 0 then return end
+local now = redis.call('TIME')
+if math.abs(now[1] * 1000 + math.floor(now[2] / 1000) + left - tonumber(ARGV[2])) > 2000 then return end
+if redis.call('INCRBY', KEYS[1], ARGV[1]) < 0 then redis.call('SET', KEYS[1], 0, 'KEEPTTL') end
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The four limits of a role at a router: null is unlimited."""
+
+    rpm: int | None
+    rpd: int | None
+    tpm: int | None
+    tpd: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Grants:
+    """All limits of all roles, by the pair (role, router).
+
+    `open` has those with four limits, none of them 0; `visible` those with one at least that is not 0.
+    """
+
+    open: Mapping[tuple[int, int], Limits]
+    known: frozenset[tuple[int, int]]
+    visible: frozenset[tuple[int, int]]
+
+    def of(self, role_id: int, router: Router) -> Limits:
+        """Raises ModelNotFound where the role has no limit for the router, RouterClosed where one is 0 or missing."""
+        limits = self.open.get((role_id, router.id))
+        if limits is None:
+            raise RouterClosed if (role_id, router.id) in self.known else ModelNotFound
+        return limits
+
+
+def _load(_: None) -> Grants:
+    values: dict[tuple[int, int], dict[str, int | None]] = {}
+    for role_id, router_id, type, value in Limit.objects.values_list("role_id", "router_id", "type", "value"):
+        values.setdefault((role_id, router_id), {})[type] = value
+    return Grants(
+        open={
+            pair: Limits(**limits)
+            for pair, limits in values.items()
+            if len(limits) == len(LimitType.values) and 0 not in limits.values()
+        },
+        known=frozenset(values),
+        visible=frozenset(pair for pair, limits in values.items() if any(value != 0 for value in limits.values())),
+    )
+
+
+_grants = Replica(_load, limit=1)
+
+
+async def grants() -> Grants:
+    """All limits as of the newest epoch this process knows."""
+    return await _grants.get(None)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """One limit's counter after an admission or a refusal; `ends_ms` in Unix milliseconds."""
+
+    type: str
+    limit: int
+    count: int
+    left_ms: int
+    ends_ms: int
+
+    @property
+    def remaining(self) -> int:
+        return max(self.limit - self.count, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What was taken for one call."""
+
+    user_id: int
+    router_id: int
+    prompt_tokens: int = 0
+    windows: Sequence[Window] = field(default_factory=tuple)
+
+    def headers(self) -> dict[str, str]:
+        """`x-ratelimit-{limit,remaining,reset}-{requests,tokens}`, of the limit with the least left of each kind."""
+        return _headers(self.windows)
+
+    def correct(self, pipeline: Pipeline, prompt_tokens: int) -> None:
+        """Put the real number of prompt tokens in place of the estimate, with the pipeline's trip."""
+        for window in self.windows:
+            if window.type in ("tpm", "tpd") and (delta := prompt_tokens - self.prompt_tokens):
+                self._add(pipeline, window, delta)
+
+    async def give_back(self) -> None:
+        """Undo the admission: the call is refused for another reason."""
+        try:
+            await opengate_redis.trip(self._give_back)
+        except RedisAway:
+            pass  # the windows end by themselves
+
+    def _give_back(self, pipeline: Pipeline) -> None:
+        for window in self.windows:
+            self._add(pipeline, window, -1 if window.type in ("rpm", "rpd") else -self.prompt_tokens)
+
+    def _add(self, pipeline: Pipeline, window: Window, delta: int) -> None:
+        key = _counter(window.type, self.user_id, self.router_id, window.limit)
+        pipeline.eval(_CORRECT, 1, key, delta, window.ends_ms)
+
+
+async def admit(
+    principal: Principal, router: Router, limits: Limits, prompt_tokens: int
+) -> Admission | Literal["stale"]:
+    """Take one request and its prompt tokens from all limits, or nothing.
+
+    "stale" says that the epoch moved on: look up caller, router and limits again. Raises RateLimitExceeded, or
+    LimitsAway with Redis away and limits set to close then.
+    """
+    types: list[str] = []
+    arguments: list[int] = []
+    for type, limit in (("rpm", limits.rpm), ("rpd", limits.rpd), ("tpm", limits.tpm), ("tpd", limits.tpd)):
+        if limit is not None:
+            types.append(type)
+            arguments += (limit, 1 if type in ("rpm", "rpd") else prompt_tokens, WINDOW_SECONDS[type] * 1000)
+    values = arguments[::3]
+    keys = [epoch.KEY, *(_counter(t, principal.user_id, router.id, v) for t, v in zip(types, values, strict=True))]
+    try:
+        answer = await _evaluate(keys, [epoch.known(), *arguments])
+    except RedisAway:
+        if settings.LIMITS_FAIL_OPEN:
+            return Admission(principal.user_id, router.id)
+        raise LimitsAway from None
+    verdict, newest = answer[0], int(answer[1])
+    if verdict == -1:
+        epoch.observe(newest)
+        return "stale"
+    now_ms = int(time.time() * 1000)
+    windows = [
+        Window(type, limit, count, left_ms, now_ms + left_ms)
+        for type, limit, count, left_ms in zip(types, values, answer[2::2], answer[3::2], strict=True)
+    ]
+    if verdict:
+        refused = windows[verdict - 1]
+        raise RateLimitExceeded(
+            f"{refused.limit} {WORDS[refused.type]} exceeded (remaining: {refused.remaining}).",
+            headers={"Retry-After": str(-(-refused.left_ms // 1000)), **_headers(windows)},
+        )
+    return Admission(principal.user_id, router.id, prompt_tokens, windows)
+
+
+def _counter(type: str, user_id: int, router_id: int, limit: int) -> str:
+    return f"opengate:limit:{type}:{user_id}:{router_id}:{limit}"
+
+
+_ADMIT_SHA = hashlib.sha1(_ADMIT.encode()).hexdigest()  # noqa: S324  as Redis names its scripts
+
+
+async def _evaluate(keys: Sequence[str], arguments: Sequence[int]) -> list[int]:
+    client = opengate_redis.client()
+    try:
+        return await opengate_redis.ask(client.evalsha, _ADMIT_SHA, len(keys), *keys, *arguments)
+    except NoScriptError:
+        return await opengate_redis.ask(client.eval, _ADMIT, len(keys), *keys, *arguments)
+
+
+def _headers(windows: Sequence[Window]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for kind, types in (("requests", ("rpm", "rpd")), ("tokens", ("tpm", "tpd"))):
+        tightest = min((w for w in windows if w.type in types), key=lambda w: w.remaining, default=None)
+        if tightest is not None:
+            found[f"x-ratelimit-limit-{kind}"] = str(tightest.limit)
+            found[f"x-ratelimit-remaining-{kind}"] = str(tightest.remaining)
+            found[f"x-ratelimit-reset-{kind}"] = _duration(tightest.left_ms)
+    return found
+
+
+def _duration(milliseconds: int) -> str:
+    """Like 1h2m3s, as OpenAI writes it; whole seconds, rounded up."""
+    minutes, seconds = divmod(-(-milliseconds // 1000), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes}m{seconds}s" if hours else f"{minutes}m{seconds}s" if minutes else f"{seconds}s"

@@ -1,0 +1,127 @@
+"""Usage on its way from a settled call to Postgres: a Redis stream, and a bounded queue here while Redis is away.
+
+A call's record is in the stream before the caller gets the last byte, so a process may die at any moment and lose
+none that was settled. The drain deletes entries only after Postgres has committed them, and storing twice does no
+harm, so none is counted twice.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from weakref import WeakKeyDictionary
+
+import redis
+from django.conf import settings
+from django.db import DataError, IntegrityError, connection, transaction
+from pydantic_core import from_json, to_json
+from redis.asyncio.client import Pipeline
+
+from opengate import redis as opengate_redis
+from opengate.redis import RedisAway
+from usage import ledger
+from usage.ledger import Record
+
+logger = logging.getLogger(__name__)
+
+STREAM = "opengate:usage"
+REJECTED = "opengate:usage:rejected"
+BATCH = 1000
+RETRY_SECONDS = 0.5
+_DRAIN_LOCK = 7_061_936_845_471  # an advisory lock of Postgres: one drain at a time
+
+
+async def send(record: Record, *also: Callable[[Pipeline], None]) -> None:
+    """Put a record into the stream, with whatever else goes with that trip; with Redis away, keep it and try on."""
+    try:
+        await opengate_redis.trip(lambda pipeline: pipeline.xadd(STREAM, {"record": to_json(record)}), *also)
+    except RedisAway:
+        _queue().keep(record)
+
+
+async def flush(timeout_seconds: float) -> None:
+    """Before the process ends: send what waits. What cannot be sent is lost, and the log says how much."""
+    queue = _queue()
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            while not await queue.send_all():
+                await asyncio.sleep(RETRY_SECONDS)
+    except TimeoutError:
+        logger.error("%s usage records are lost: Redis is away and the process ends.", len(queue.records))
+
+
+def drain() -> int:
+    """Move all records from the stream to Postgres; answers how many were new. Another drain at work: 0."""
+    stored = 0
+    with opengate_redis.sync_client() as client:
+        while True:
+            with transaction.atomic():
+                if not _claim():
+                    return stored
+                entries = client.xrange(STREAM, count=BATCH)
+                records: list[Record] = [from_json(fields[b"record"]) for _, fields in entries]
+                stored += _store(client, records)
+            if entries:
+                client.xdel(STREAM, *(entry_id for entry_id, _ in entries))
+            if len(entries) < BATCH:
+                return stored
+
+
+def _claim() -> bool:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [_DRAIN_LOCK])
+        return bool(cursor.fetchone()[0])
+
+
+def _store(client: redis.Redis, records: list[Record]) -> int:
+    """Store a batch; one that does not fit is put aside for a human, and the rest goes on."""
+    try:
+        with transaction.atomic():
+            return ledger.store(records)
+    except (DataError, IntegrityError):
+        refused = ledger.store_each(records)
+        for record in refused:
+            client.xadd(REJECTED, {"record": to_json(record)})
+        return len(records) - len(refused)
+
+
+class _Queue:
+    """Records of one event loop that wait for Redis; the oldest gives way when it is full."""
+
+    def __init__(self) -> None:
+        self.records: deque[Record] = deque(maxlen=settings.USAGE_QUEUE_RECORDS)
+        self.task: asyncio.Task[None] | None = None
+
+    def keep(self, record: Record) -> None:
+        if len(self.records) == self.records.maxlen:
+            logger.error("The usage queue is full: record %s is lost.", self.records[0]["request_id"])
+        self.records.append(record)
+        if self.task is None or self.task.done():
+            self.task = asyncio.ensure_future(self._retry())
+
+    async def send_all(self) -> bool:
+        """Whether everything was sent."""
+        while self.records:
+            record = self.records[0]
+            try:
+                await opengate_redis.ask(opengate_redis.client().xadd, STREAM, {"record": to_json(record)})
+            except RedisAway:
+                return False
+            if self.records and self.records[0] is record:
+                self.records.popleft()
+        return True
+
+    async def _retry(self) -> None:
+        while not await self.send_all():
+            await asyncio.sleep(RETRY_SECONDS)
+
+
+_queues: WeakKeyDictionary[asyncio.AbstractEventLoop, _Queue] = WeakKeyDictionary()
+
+
+def _queue() -> _Queue:
+    loop = asyncio.get_running_loop()
+    queue = _queues.get(loop)
+    if queue is None:
+        queue = _queues[loop] = _Queue()
+    return queue

@@ -1,0 +1,46 @@
+"""How many tokens a text has, where nobody tells: before a call, and after one whose upstream gave no figures.
+
+The estimate is a quarter of the text's length in UTF-8 bytes, rounded up. It costs a hundredth of a tokenizer, needs
+no vocabulary of the model's, and stays near the common tokenizers: about 4 letters of English, 2 accented letters, a
+Chinese character and a third, or an emoji a token. The provider's own count replaces it wherever there is one.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+BYTES_A_TOKEN = 4
+
+
+def of_bytes(length: int) -> int:
+    return -(-length // BYTES_A_TOKEN)
+
+
+def of_messages(messages: Sequence[Any]) -> int:
+    """Tokens of the text in a chat's messages; of a list of content parts, the text parts."""
+    length = 0
+    for message in messages:
+        content = message.get("content") if isinstance(message, Mapping) else None
+        if isinstance(content, list):
+            length += sum(_length(part.get("text")) for part in content if isinstance(part, Mapping))
+        else:
+            length += _length(content)
+    return of_bytes(length)
+
+
+def of_choices(choices: Any) -> int:
+    """Tokens of what a chat answered: content, reasoning and tool calls of every choice."""
+    length = 0
+    for choice in choices if isinstance(choices, list) else ():
+        message = choice.get("message") if isinstance(choice, Mapping) else None
+        if not isinstance(message, Mapping):
+            continue
+        length += _length(message.get("content")) + _length(message.get("reasoning_content"))
+        tool_calls = message.get("tool_calls")
+        for tool_call in tool_calls if isinstance(tool_calls, list) else ():
+            function = tool_call.get("function") if isinstance(tool_call, Mapping) else None
+            length += _length(function.get("arguments")) if isinstance(function, Mapping) else 0
+    return of_bytes(length)
+
+
+def _length(text: object) -> int:
+    return len(text.encode("utf-8", "replace")) if isinstance(text, str) else 0

@@ -11,9 +11,7 @@ _GENERATE = 'python -c "import secrets; print(secrets.token_urlsafe(48))"'
 
 @register
 def environment_is_understood(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
-    return [
-        Error(problem.message, hint=problem.hint, id="opengate.E001") for problem in settings.ENVIRONMENT_PROBLEMS
-    ]
+    return [Error(problem.message, hint=problem.hint, id="opengate.E001") for problem in settings.ENVIRONMENT_PROBLEMS]
 
 
 @register

@@ -1,0 +1,48 @@
+"""What can go wrong with a provider, as the caller reads it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from opengate.errors import APIError
+from usage.accounting import UpstreamTrouble
+
+__all__ = ["SearchNotEnabled", "UnreadableAnswer", "UpstreamFailed", "UpstreamRefused", "UpstreamTrouble"]
+
+RETRY_AFTER = {"Retry-After": "10"}
+
+
+class UpstreamFailed(UpstreamTrouble):
+    """The provider gave no answer: the next one may be tried."""
+
+    status = 503
+
+    def __init__(self, detail: str, *, status: int | None = None) -> None:
+        super().__init__(detail, status=status, headers=RETRY_AFTER if status in (None, 503) else None)
+
+
+class UpstreamRefused(UpstreamTrouble):
+    """The provider answered with an error status, which the caller gets with its message."""
+
+    OTHERS_MAY_DO_BETTER = frozenset({401, 402, 403, 404, 408, 409, 425, 429})
+
+    def __init__(self, status: int, detail: Any, *, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(detail, status=status, headers=headers)
+
+    @property
+    def is_worth_another_try(self) -> bool:
+        """Not when the request itself is at fault."""
+        return self.status >= 500 or self.status in self.OTHERS_MAY_DO_BETTER
+
+
+class UnreadableAnswer(UpstreamFailed):
+    """The provider said 200, and something that is no answer."""
+
+    def __init__(self) -> None:
+        super().__init__("Response formatting failed.", status=500)
+
+
+class SearchNotEnabled(APIError):
+    status = 403
+
+    def __init__(self) -> None:
+        super().__init__("Search build-in tool is not enabled, please contact an administrator.")

@@ -1,0 +1,103 @@
+"""Bodies of the calls. What is validated is documented; what is unknown is the upstream's business and goes through."""
+
+from typing import Any, Literal
+
+from ninja import Schema
+from pydantic import ConfigDict, Field, StrictBool, ValidationError
+from pydantic_core import from_json
+
+from inference.errors import SearchNotEnabled
+from opengate.errors import InvalidBody
+
+MAX_INPUT_ECHO = 200
+
+
+class ChatCompletionRequest(Schema):
+    """A chat completion as OpenAI defines it; further fields are forwarded untouched."""
+
+    model_config = ConfigDict(extra="allow")
+
+    messages: list[Any] = Field(description="The conversation so far; forwarded as it is.")
+    model: str = Field(description="Name or alias of a model of `GET /v1/models`.")
+    frequency_penalty: float | None = Field(0, description="Penalty for tokens by how often they occurred.")
+    logit_bias: dict[str, float] | None = Field(None, description="Bias by token id.")
+    logprobs: bool | None = Field(False, description="Whether to return log probabilities.")
+    top_logprobs: int | None = Field(None, description="How many alternatives with their log probabilities.")
+    presence_penalty: float | None = Field(0, description="Penalty for tokens that occurred.")
+    max_completion_tokens: int | None = Field(None, description="Most tokens to generate.")
+    n: int | None = Field(1, description="How many answers.")
+    response_format: Any = Field(None, description="Form of the answer, such as a JSON schema.")
+    seed: int | None = Field(None, description="For reproducible sampling.")
+    stop: str | list[str] | None = Field(None, description="Where to stop.")
+    stream: StrictBool | None = Field(False, description="Whether to answer with server-sent events.")
+    stream_options: Any = Field(None, description="Options of the stream; usage is always sent.")
+    temperature: float | None = Field(0.7, description="Sampling temperature.")
+    top_p: float | None = Field(1, description="Nucleus sampling.")
+    tools: list[Any] | None = Field(None, description="Tools the model may call.")
+    tool_choice: Any = Field("none", description="Which tool to call.")
+    parallel_tool_calls: bool | None = Field(False, description="Whether tools may be called in parallel.")
+    user: str | None = Field(None, description="The caller's own user.")
+    search: bool | None = Field(False, description="Deprecated: use the search tool.", deprecated=True)
+    search_args: dict[str, Any] | None = Field(None, description="Deprecated: use the search tool.", deprecated=True)
+
+    @classmethod
+    def read(cls, raw: bytes) -> tuple["ChatCompletionRequest", dict[str, Any]]:
+        """The validated body, and the payload for the upstream: what the caller sent, less the gateway's own fields.
+
+        Defaults are documentation: they are not sent. Raises InvalidBody.
+        """
+        payload = _object(raw)
+        try:
+            body = cls.model_validate(payload)
+        except ValidationError as error:
+            raise InvalidBody([_fault(fault) for fault in error.errors(include_url=False)]) from None
+        searches = payload.pop("search", None), payload.pop("search_args", None)
+        if searches[0] and searches[1] is None:
+            message = "Value error, search_args is required when search is True"
+            raise InvalidBody([{"type": "value_error", "loc": ["body"], "msg": message}])
+        if searches[0] or any(isinstance(tool, dict) and tool.get("type") == "search" for tool in body.tools or ()):
+            raise SearchNotEnabled
+        if payload.get("tools") == []:
+            del payload["tools"]
+        return body, payload
+
+
+class ModelCosts(Schema):
+    prompt_tokens: float = Field(description="Price of a million prompt tokens.")
+    completion_tokens: float = Field(description="Price of a million completion tokens.")
+
+
+class Model(Schema):
+    object: Literal["model"] = Field("model", description="Always `model`.")
+    id: str = Field(description="The router's name.")
+    type: str = Field(description="What the model does.")
+    aliases: list[str] = Field(description="Other names of the model.")
+    created: int = Field(description="Unix seconds.")
+    owned_by: str = Field(description="The organization whose member made the router, else the application.")
+    max_context_length: int | None = Field(description="Tokens, where known.")
+    costs: ModelCosts
+
+
+class Models(Schema):
+    object: Literal["list"] = Field("list", description="Always `list`.")
+    data: list[Model]
+
+
+def _object(raw: bytes) -> dict[str, Any]:
+    try:
+        payload = from_json(raw, allow_inf_nan=False)
+    except ValueError as error:
+        raise InvalidBody(
+            [{"type": "json_invalid", "loc": ["body"], "msg": "JSON decode error", "ctx": {"error": str(error)}}]
+        ) from None
+    if not isinstance(payload, dict):
+        raise InvalidBody([{"type": "model_attributes_type", "loc": ["body"], "msg": "Input should be a valid object"}])
+    return payload
+
+
+def _fault(fault: Any) -> dict[str, Any]:
+    """One entry of a 422's `detail`; a long input is not sent back."""
+    found = {"type": fault["type"], "loc": ["body", *fault["loc"]], "msg": fault["msg"]}
+    if len(repr(fault["input"])) <= MAX_INPUT_ECHO:
+        found["input"] = fault["input"]
+    return found

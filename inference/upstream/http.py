@@ -1,0 +1,150 @@
+"""The pooled HTTP client for providers. No redirect is followed, no caller's header is forwarded, sizes are bounded."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import aiohttp
+from django.conf import settings
+from pydantic_core import from_json
+
+from inference.errors import UnreadableAnswer, UpstreamFailed, UpstreamRefused
+from routing.snapshot import Provider
+
+logger = logging.getLogger(__name__)
+
+MAX_ERROR_BYTES = 64 * 1024
+MAX_RETRY_AFTER_SECONDS = 3600
+_DRAIN_SECONDS = 0.05
+
+_sessions: WeakKeyDictionary[asyncio.AbstractEventLoop, aiohttp.ClientSession] = WeakKeyDictionary()
+
+
+def _session() -> aiohttp.ClientSession:
+    """The client of the running event loop; connections to one host are bounded, so that none starves the others."""
+    loop = asyncio.get_running_loop()
+    session = _sessions.get(loop)
+    if session is None or session.closed:
+        session = _sessions[loop] = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, limit_per_host=settings.UPSTREAM_MAX_CONNECTIONS),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=("User-Agent",),
+            trust_env=False,
+        )
+    return session
+
+
+async def close() -> None:
+    """Close the running event loop's connections."""
+    session = _sessions.pop(asyncio.get_running_loop(), None)
+    if session is not None:
+        await session.close()
+
+
+async def post(provider: Provider, path: str, body: bytes) -> bytes:
+    """Post JSON and read the whole answer, within the provider's timeout.
+
+    Raises UpstreamRefused for an error status, UpstreamFailed for everything that is no answer.
+    """
+    timeout = aiohttp.ClientTimeout(total=provider.timeout, sock_connect=_connect_timeout(provider))
+    async with _request(provider, path, body, timeout, accept="application/json") as response:
+        return await _read(response, settings.UPSTREAM_MAX_RESPONSE_BYTES)
+
+
+async def stream(provider: Provider, path: str, body: bytes) -> AsyncGenerator[bytes]:
+    """Post JSON and yield the bytes of the answer as they arrive; the provider's timeout runs from read to read.
+
+    Raises as `post` does. Close it (aclosing) to hang up on the provider.
+    """
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=_connect_timeout(provider), sock_read=provider.timeout)
+    async with _request(provider, path, body, timeout, accept="text/event-stream") as response:
+        if "text/event-stream" not in response.headers.get("Content-Type", "text/event-stream"):
+            raise UnreadableAnswer
+        try:
+            async for data in response.content.iter_any():
+                yield data
+        except GeneratorExit:
+            await _finish(response)
+            raise
+
+
+@asynccontextmanager
+async def _request(
+    provider: Provider, path: str, body: bytes, timeout: aiohttp.ClientTimeout, *, accept: str
+) -> AsyncIterator[aiohttp.ClientResponse]:
+    """An answer with status 200; the client's faults, here and while it is read, become ours."""
+    headers = {"Content-Type": "application/json", "Accept": accept, "Accept-Encoding": "identity"}
+    if provider.key:
+        headers["Authorization"] = f"Bearer {provider.key}"
+    try:
+        async with _session().post(
+            provider.url + path, data=body, headers=headers, timeout=timeout, allow_redirects=False
+        ) as response:
+            if response.status != 200:
+                raise await _refusal(provider, response)
+            yield response
+    except aiohttp.ClientConnectorError as error:
+        raise UpstreamFailed("Model is temporarily unavailable, please try again later.") from error
+    except (TimeoutError, aiohttp.ClientOSError, aiohttp.ClientPayloadError, aiohttp.ServerConnectionError) as error:
+        name = type(error).__name__
+        raise UpstreamFailed(f"Model is too busy ({name}), please try again later.") from error
+    except aiohttp.ClientError as error:
+        logger.warning("Provider %s: %s: %s", provider.id, type(error).__name__, error)
+        raise UpstreamFailed(type(error).__name__, status=500) from error
+
+
+def _connect_timeout(provider: Provider) -> float:
+    return float(min(provider.timeout, settings.UPSTREAM_CONNECT_TIMEOUT_SECONDS))
+
+
+async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    """The whole body; raises UnreadableAnswer when it is longer than `limit`."""
+    parts, length = [], 0
+    async for data in response.content.iter_any():
+        length += len(data)
+        if length > limit:
+            response.close()
+            raise UnreadableAnswer
+        parts.append(data)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def _finish(response: aiohttp.ClientResponse) -> None:
+    """The reader has enough: keep the connection when the answer ends in a moment, else hang up."""
+    try:
+        async with asyncio.timeout(_DRAIN_SECONDS):
+            while not response.content.at_eof():
+                await response.content.readany()
+    except (TimeoutError, aiohttp.ClientError):
+        response.close()
+
+
+async def _refusal(provider: Provider, response: aiohttp.ClientResponse) -> Exception:
+    """What an answer other than 200 means: the upstream's own words, without its key, or ours for a redirect."""
+    if response.status < 400:
+        return UpstreamFailed("Model is temporarily unavailable, please try again later.")
+    try:
+        text = (await _read(response, MAX_ERROR_BYTES)).decode("utf-8", "replace")
+    except UnreadableAnswer:
+        text = ""
+    if provider.key:
+        text = text.replace(provider.key, "***")
+    return UpstreamRefused(response.status, _detail(text), headers=_retry_after(response.headers))
+
+
+def _detail(text: str) -> Any:
+    """The `message` of a JSON error, else the JSON as it is, else the text."""
+    try:
+        body = from_json(text, allow_inf_nan=False)
+    except ValueError:
+        return text or "The model provider gave no reason."
+    return body["message"] if isinstance(body, dict) and isinstance(body.get("message"), str) else body
+
+
+def _retry_after(headers: Mapping[str, str]) -> dict[str, str]:
+    """The upstream's Retry-After when it is a number of seconds, an hour at most."""
+    value = headers.get("Retry-After", "")
+    return {"Retry-After": str(min(int(value), MAX_RETRY_AFTER_SECONDS))} if value.isascii() and value.isdigit() else {}

@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 from ninja import Schema
-from pydantic import ConfigDict, Field, StrictBool, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
 from pydantic_core import from_json
 
 from inference.errors import SearchNotEnabled
@@ -12,7 +12,7 @@ from opengate.errors import InvalidBody
 MAX_INPUT_ECHO = 200
 
 
-class ChatCompletionRequest(Schema):
+class ChatCompletionRequest(BaseModel):
     """A chat completion as OpenAI defines it; further fields are forwarded untouched."""
 
     model_config = ConfigDict(extra="allow")

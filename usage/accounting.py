@@ -95,7 +95,7 @@ class Call:
     # what happens on the way
 
     async def go_to(self, provider: Provider, prompt_tokens: int) -> None:
-        """Leave the last provider, if any, for this one. From here on the prompt counts, as estimated until it tells."""
+        """Leave the last provider, if any, for this one. From now on the prompt counts, as estimated until it tells."""
         if self.lease is not None:
             await self.lease.release()
         self.lease = await balancing.take(provider, self.request_id)

@@ -116,8 +116,8 @@ async def _finish(response: aiohttp.ClientResponse) -> None:
     """The reader has enough: keep the connection when the answer ends in a moment, else hang up."""
     try:
         async with asyncio.timeout(_DRAIN_SECONDS):
-            while not response.content.at_eof():
-                await response.content.readany()
+            if not response.content.at_eof() and await response.content.readany():
+                response.close()  # it has more to say
     except (TimeoutError, aiohttp.ClientError):
         response.close()
 

@@ -20,7 +20,7 @@ class OpenAI:
 
     async def chat(self, payload: dict[str, Any]) -> dict[str, Any]:
         """The provider's `chat.completion` object; raises UpstreamRefused or UpstreamFailed."""
-        body = to_json(payload | {"model": self.provider.model_name})
+        body = _encoded(payload | {"model": self.provider.model_name})
         try:
             answer = from_json(await http.post(self.provider, "v1/chat/completions", body), allow_inf_nan=False)
         except ValueError as error:
@@ -36,7 +36,7 @@ class OpenAI:
         """
         options = payload.get("stream_options")
         options = {**(options if isinstance(options, dict) else {}), "include_usage": True}
-        body = to_json(payload | {"model": self.provider.model_name, "stream_options": options})
+        body = _encoded(payload | {"model": self.provider.model_name, "stream_options": options})
         splitter = Splitter()
         async with aclosing(http.stream(self.provider, "v1/chat/completions", body)) as chunks:
             async for chunk in chunks:
@@ -46,3 +46,8 @@ class OpenAI:
                         return
         for data in splitter.end():
             yield data
+
+
+def _encoded(payload: dict[str, Any]) -> bytes:
+    """JSON for the provider; a number too large for a float (1e400) has no JSON form and becomes null."""
+    return to_json(payload, inf_nan_mode="null")

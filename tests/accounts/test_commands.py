@@ -1,0 +1,79 @@
+"""`manage.py createadmin` and `manage.py createkey`."""
+
+import json
+from datetime import timedelta
+from io import StringIO
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.utils import timezone
+
+from accounts import keys
+from accounts.models import Key, Permission, Role, User
+
+pytestmark = pytest.mark.django_db
+
+
+def said(*words: str) -> str:
+    output = StringIO()
+    call_command(*words, stdout=output)
+    return output.getvalue()
+
+
+def test_createadmin_makes_a_user_who_may_do_everything():
+    made = json.loads(said("createadmin", "grace@example.org", "--json"))
+    user = User.objects.get(email="grace@example.org")
+    assert made["email"] == user.email
+    assert user.check_password(made["password"])
+    assert set(user.role.permissions) == set(Permission.values)
+    assert user.keys.get().digest == keys.digest(made["key"])
+
+
+def test_createadmin_prints_email_password_and_key_a_line_each():
+    lines = dict(line.split() for line in said("createadmin", "grace@example.org").splitlines())
+    assert list(lines) == ["email", "password", "key"]
+    assert keys.is_well_formed(lines["key"])
+    assert User.objects.get(email="grace@example.org").check_password(lines["password"])
+
+
+def test_createadmin_says_that_the_user_exists():
+    said("createadmin", "grace@example.org")
+    with pytest.raises(CommandError, match=r"User grace@example\.org already exists\."):
+        said("createadmin", "grace@example.org")
+    assert Key.objects.count() == 1
+
+
+def test_createadmin_gives_no_role_that_cannot_administer():
+    Role.objects.create(name="readers", permissions=[Permission.READ_METRIC])
+    with pytest.raises(CommandError, match="Role readers exists and does not hold the admin permission"):
+        said("createadmin", "grace@example.org", "--role", "readers")
+    assert not User.objects.exists()
+
+
+def test_createkey_prints_the_key_and_nothing_else():
+    said("createadmin", "grace@example.org")
+    text = said("createkey", "grace@example.org").strip()
+    key = Key.objects.get(digest=keys.digest(text))
+    assert (key.name, key.expires) == ("command line", None)
+
+
+def test_createkey_names_the_key_and_lets_it_expire():
+    said("createadmin", "grace@example.org")
+    made = json.loads(said("createkey", "grace@example.org", "--name", "ci", "--days", "7", "--json"))
+    key = Key.objects.get(id=made["id"])
+    assert (key.name, key.digest) == ("ci", keys.digest(made["key"]))
+    assert key.expires is not None
+    assert timedelta(days=6, hours=23) < key.expires - timezone.now() <= timedelta(days=7)
+
+
+def test_createkey_does_not_know_a_stranger():
+    with pytest.raises(CommandError, match=r"User nobody@example\.org not found\."):
+        said("createkey", "nobody@example.org")
+
+
+@pytest.mark.parametrize("days", ["0", "-1"])
+def test_createkey_refuses_days_that_are_over(days):
+    said("createadmin", "grace@example.org")
+    with pytest.raises(CommandError, match="--days must be 1 or more"):
+        said("createkey", "grace@example.org", "--days", days)
+    assert Key.objects.count() == 1

@@ -1,0 +1,74 @@
+"""The gateway as a process of its own, on a loopback port, on the database of the tests."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+from django.db import connection
+
+ROOT = Path(__file__).parent.parent
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """The environment of a process that shares the tests' database and Redis."""
+    settings = connection.settings_dict
+    host = settings["HOST"] or settings["OPTIONS"].get("host", "")
+    where = f"{quote(settings['USER'])}:{quote(settings['PASSWORD'])}@{quote(host, safe='')}"
+    port = f":{settings['PORT']}" if settings["PORT"] else ""
+    return os.environ | {"DATABASE_URL": f"postgresql://{where}{port}/{settings['NAME']}"} | extra
+
+
+class Server:
+    """One web process; `kind` is uvicorn or daphne."""
+
+    def __init__(self, kind: str | None = None, **extra: str) -> None:
+        self.kind = kind or os.environ.get("OPENGATE_TEST_SERVER", "uvicorn")
+        self.extra = {"OPENGATE_DATABASE_POOL": "10", "OPENGATE_LOG_LEVEL": "WARNING"} | extra
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> "Server":
+        port = str(self.port)
+        command = {
+            "uvicorn": [sys.executable, "manage.py", "serve", "--workers", "1", "--grace", "2", "--port", port],
+            "daphne": [sys.executable, "-m", "daphne", "-v", "0", "-p", port, "opengate.asgi:application"],
+        }[self.kind]
+        self.process = subprocess.Popen(command, cwd=ROOT, env=environment(**self.extra))
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and self.process.poll() is None:
+            try:
+                if httpx.get(f"{self.url}/health", timeout=5).status_code == 200:
+                    return self
+            except httpx.HTTPError:
+                time.sleep(0.05)
+        raise RuntimeError(f"The server on port {self.port} did not start.")
+
+    def stop(self) -> None:
+        if self.process and self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(15)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(5)
+
+    def client(self, key: str | None = None, **how: Any) -> httpx.Client:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=30, **how)

@@ -1,0 +1,206 @@
+"""A scripted provider on a loopback port: real HTTP, byte for byte as a test says."""
+
+import asyncio
+import json
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+JSON = "application/json"
+EVENTS = "text/event-stream"
+
+
+@dataclass
+class Received:
+    """A request as it came; `left` is set when the caller hung up before the whole answer was sent."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+    left: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass
+class Reply:
+    """What to answer: `chunks` one by one, `gap` seconds apart, then the end, a cut connection, or silence."""
+
+    chunks: Sequence[bytes]
+    status: int = 200
+    content_type: str = JSON
+    headers: dict[str, str] = field(default_factory=dict)
+    wait: float = 0.0
+    gap: float = 0.002
+    then: Literal["end", "cut", "stall"] = "end"
+
+
+def completion(content: str = "Hello there.", **fields: Any) -> dict[str, Any]:
+    message = {"role": "assistant", "content": content}
+    return {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "created": 1772500000,
+        "model": "upstream-name",
+        "choices": [{"index": 0, "finish_reason": "stop", "logprobs": None, "message": message}],
+        "usage": {"prompt_tokens": 9, "completion_tokens": 12, "total_tokens": 21},
+    } | fields
+
+
+def chunk(content: str | None = None, **fields: Any) -> dict[str, Any]:
+    choice = {"index": 0, "delta": {} if content is None else {"content": content}, "finish_reason": None}
+    return {
+        "id": "chatcmpl-1",
+        "object": "chat.completion.chunk",
+        "created": 1772500000,
+        "model": "upstream-name",
+        "choices": [choice],
+    } | fields
+
+
+def finish() -> dict[str, Any]:
+    return chunk(choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}])
+
+
+def usage_chunk(prompt_tokens: int = 9, completion_tokens: int = 12) -> dict[str, Any]:
+    total = prompt_tokens + completion_tokens
+    usage = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": total}
+    return chunk(choices=[], usage=usage)
+
+
+def event(data: Any) -> bytes:
+    text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return f"data: {text}\n\n".encode()
+
+
+WORDS = ("Hello", " there", ", friend", ".")
+
+
+def story(*, usage: bool = True, done: bool = True) -> list[bytes]:
+    """The events of an ordinary stream of WORDS."""
+    events = [event(chunk(word)) for word in WORDS] + [event(finish())]
+    if usage:
+        events.append(event(usage_chunk()))
+    if done:
+        events.append(event("[DONE]"))
+    return events
+
+
+class Upstream:
+    """Answers what `reply` lined up, in order; with nothing left, an ordinary completion or stream."""
+
+    def __init__(self) -> None:
+        self.received: list[Received] = []
+        self._replies: deque[Reply] = deque()
+        self._loop = asyncio.new_event_loop()
+        started = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(started,), daemon=True)
+        self._thread.start()
+        started.wait(5)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/"
+
+    def reset(self) -> None:
+        self.received.clear()
+        self._replies.clear()
+
+    def reply(
+        self,
+        body: Any = None,
+        *,
+        chunks: Sequence[bytes] | None = None,
+        content_type: str | None = None,
+        **how: Any,
+    ) -> None:
+        """Line up an answer: a JSON `body` (or bytes), or the `chunks` of a stream."""
+        if chunks is not None:
+            self._replies.append(Reply(list(chunks), content_type=content_type or EVENTS, **how))
+            return
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self._replies.append(Reply([data], content_type=content_type or JSON, **how))
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(5)
+
+    def _run(self, started: threading.Event) -> None:
+        asyncio.set_event_loop(self._loop)
+        server = self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", 0, backlog=1024))
+        self.port: int = server.sockets[0].getsockname()[1]
+        started.set()
+        self._loop.run_forever()
+        server.close()
+        for task in asyncio.all_tasks(self._loop):
+            task.cancel()
+        self._loop.run_until_complete(asyncio.sleep(0.01))
+        self._loop.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                first, *lines = head.decode("latin-1").split("\r\n")
+                method, path, _ = first.split(" ")
+                headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+                body = await reader.readexactly(int(headers.get("content-length", 0)))
+                request = Received(method, path, headers, body)
+                self.received.append(request)
+                if not await self._answer(request, reader, writer):
+                    return
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            pass
+        finally:
+            writer.close()
+
+    async def _answer(self, request: Received, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Whether the connection may be used again."""
+        reply = self._replies.popleft() if self._replies else self._ordinary(request)
+        work = asyncio.ensure_future(self._write(reply, writer))
+        # The caller sends nothing before it has our answer: what can be read meanwhile is its leaving.
+        leaving = asyncio.ensure_future(self._left(reader))
+        await asyncio.wait((work, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not work.done() or work.exception():
+            request.left.set()
+            work.cancel()
+            return False
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+        if reply.then == "cut":
+            writer.transport.abort()
+            return False
+        return True
+
+    async def _left(self, reader: asyncio.StreamReader) -> None:
+        while not reader.at_eof() and reader.exception() is None:
+            await asyncio.sleep(0.005)
+
+    async def _write(self, reply: Reply, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(reply.wait)
+        extra = "".join(f"{name}: {value}\r\n" for name, value in reply.headers.items())
+        head = f"HTTP/1.1 {reply.status} X\r\nContent-Type: {reply.content_type}\r\n{extra}"
+        writer.write(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
+        for data in reply.chunks:
+            if data:
+                writer.write(b"%x\r\n%s\r\n" % (len(data), data))
+            await writer.drain()
+            await asyncio.sleep(reply.gap)
+        if reply.then == "stall":
+            await asyncio.sleep(3600)
+        if reply.then == "end":
+            writer.write(b"0\r\n\r\n")
+            await writer.drain()
+
+    def _ordinary(self, request: Received) -> Reply:
+        try:
+            wants_stream = json.loads(request.body or b"{}").get("stream")
+        except ValueError:
+            wants_stream = False
+        if wants_stream:
+            return Reply(story(), content_type=EVENTS)
+        return Reply([json.dumps(completion()).encode()])

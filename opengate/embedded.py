@@ -378,7 +378,8 @@ def _is_usable(account: pwd.struct_passwd | None, installation: Path) -> bool:
     if account is None:
         return True
     try:
-        check = 'cd -- "$0" && bin/postgres --version && bin/initdb --version && test -r share/postgres.bki && test -r lib/vector.so'
+        readable = "test -r share/postgres.bki && test -r lib/vector.so"
+        check = f'cd -- "$0" && bin/postgres --version && bin/initdb --version && {readable}'
         _run_as(account, ["/bin/sh", "-c", check, installation], "unusable", folder=Path("/"))
     except EmbeddedError:
         return False

@@ -1,5 +1,7 @@
 """Every path but the calls that `opengate.asgi` takes before Django."""
 
+from typing import Any
+
 from django.contrib import admin
 from django.urls import path
 from drf_spectacular.views import SpectacularRedocView, SpectacularSwaggerView
@@ -7,14 +9,17 @@ from drf_spectacular.views import SpectacularRedocView, SpectacularSwaggerView
 from opengate import health
 from opengate.api import OpenAPIView, calls
 
+# Documentation is open to all.
+PUBLIC: dict[str, Any] = {"authentication_classes": [], "permission_classes": []}
+
 urlpatterns = [
     path("admin/", admin.site.urls),
     path("v1/", calls.urls),
     path("health", health.live, name="health"),
     path("health/ready", health.ready, name="health-ready"),
     path("openapi.json", OpenAPIView.as_view(), name="openapi"),
-    path("docs", SpectacularSwaggerView.as_view(url_name="openapi", permission_classes=[]), name="docs"),
-    path("redoc", SpectacularRedocView.as_view(url_name="openapi", permission_classes=[]), name="redoc"),
+    path("docs", SpectacularSwaggerView.as_view(url_name="openapi", **PUBLIC), name="docs"),
+    path("redoc", SpectacularRedocView.as_view(url_name="openapi", **PUBLIC), name="redoc"),
 ]
 
 handler400 = "opengate.api.bad_request"
@@ -24,3 +29,4 @@ handler500 = "opengate.api.server_error"
 
 admin.site.site_header = admin.site.site_title = "OpenGate"
 admin.site.index_title = "Console"
+admin.site.site_url = "/docs"

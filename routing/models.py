@@ -14,35 +14,35 @@ from routing.zones import ZONES
 
 
 class ModelType(models.TextChoices):
-    AUTOMATIC_SPEECH_RECOGNITION = "automatic-speech-recognition"
-    IMAGE_TEXT_TO_TEXT = "image-text-to-text"
-    IMAGE_TO_TEXT = "image-to-text"
-    TEXT_EMBEDDINGS_INFERENCE = "text-embeddings-inference"
-    TEXT_GENERATION = "text-generation"
-    TEXT_CLASSIFICATION = "text-classification"
+    AUTOMATIC_SPEECH_RECOGNITION = "automatic-speech-recognition", "automatic-speech-recognition"
+    IMAGE_TEXT_TO_TEXT = "image-text-to-text", "image-text-to-text"
+    IMAGE_TO_TEXT = "image-to-text", "image-to-text"
+    TEXT_EMBEDDINGS_INFERENCE = "text-embeddings-inference", "text-embeddings-inference"
+    TEXT_GENERATION = "text-generation", "text-generation"
+    TEXT_CLASSIFICATION = "text-classification", "text-classification"
 
 
 CHAT_TYPES = frozenset({ModelType.TEXT_GENERATION, ModelType.IMAGE_TEXT_TO_TEXT})
 
 
 class ProviderType(models.TextChoices):
-    ALBERT = "albert"
-    OPENAI = "openai"
-    MISTRAL = "mistral"
-    TEI = "tei"
-    VLLM = "vllm"
+    ALBERT = "albert", "albert"
+    OPENAI = "openai", "openai"
+    MISTRAL = "mistral", "mistral"
+    TEI = "tei", "tei"
+    VLLM = "vllm", "vllm"
 
 
 class LoadBalancingStrategy(models.TextChoices):
-    SHUFFLE = "shuffle"
-    LEAST_BUSY = "least_busy"
+    SHUFFLE = "shuffle", "shuffle"
+    LEAST_BUSY = "least_busy", "least_busy"
 
 
 class Metric(models.TextChoices):
-    TTFT = "ttft"
-    LATENCY = "latency"
-    INFLIGHT = "inflight"
-    PERFORMANCE = "performance"
+    TTFT = "ttft", "ttft"
+    LATENCY = "latency", "latency"
+    INFLIGHT = "inflight", "inflight"
+    PERFORMANCE = "performance", "performance"
 
 
 SERVED_BY = {

@@ -1,0 +1,49 @@
+"""The Celery worker as a process of its own, with beat, on the database and Redis of the tests."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.server import ROOT, environment
+
+
+class Worker:
+    """One worker and its children: a process group, so that a kill takes them all, as the end of a machine would."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> "Worker":
+        command = [sys.executable, "-m", "celery", "-A", "opengate", "worker", "-B", "-c", "1"]
+        command += ["--schedule", str(self.folder / "schedule"), "--loglevel", "WARNING"]
+        with open(self.folder / "worker.log", "ab") as log:
+            self.process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=environment(OPENGATE_DATABASE_POOL="10", OPENGATE_LOG_LEVEL="WARNING"),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        return self
+
+    @property
+    def said(self) -> str:
+        return (self.folder / "worker.log").read_text()
+
+    def stop(self) -> None:
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(15)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+    def kill(self) -> None:
+        assert self.process is not None
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(5)

@@ -13,7 +13,9 @@ from django.utils import timezone
 from django.utils.html import format_html
 
 from accounts.models import Key, Organization, Permission, Role, User
+from routing.models import Router
 from usage.admin import LimitInline
+from usage.models import Limit
 
 admin.site.unregister(Group)  # rights come from the role
 
@@ -21,6 +23,11 @@ admin.site.unregister(Group)  # rights come from the role
 class RoleForm(forms.ModelForm):
     permissions = forms.MultipleChoiceField(
         choices=Permission.choices, required=False, widget=forms.CheckboxSelectMultiple
+    )
+    open_routers = forms.ModelMultipleChoiceField(
+        Router.objects.all(),
+        required=False,
+        help_text="Gives the role all four limits of these routers, unlimited; limits that it has stay as they are.",
     )
 
 
@@ -30,7 +37,13 @@ class RoleAdmin(admin.ModelAdmin):
     list_display = ("name", "permission_names", "user_count", "updated")
     search_fields = ("name",)
     readonly_fields = ("created", "updated")
+    fields = ("name", "permissions", "open_routers", ("created", "updated"))
     inlines = (LimitInline,)
+
+    def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
+        super().save_related(request, form, formsets, change)
+        for router in form.cleaned_data["open_routers"]:
+            Limit.objects.open_router(form.instance, router)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Role]:
         return super().get_queryset(request).annotate(user_count=Count("users"))

@@ -47,7 +47,7 @@ class UsageRecordAdmin(admin.ModelAdmin):
         "ttft_ms",
         "kgco2eq_max",
     )
-    list_filter = ("outcome", "status", "endpoint")
+    list_filter = ("outcome",)  # the others would read the whole table to know their values
     search_fields = ("request_id", "user_email", "router_name", "key_name")
     show_full_result_count = False
     fields = readonly_fields = tuple(field.name for field in UsageRecord._meta.fields if not field.is_relation)

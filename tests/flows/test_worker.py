@@ -1,23 +1,11 @@
 """The real worker: usage comes to its table by itself."""
 
-import time
-from collections.abc import Callable
-
 import pytest
 
 from accounts.models import Key
 from tests.flows.worker import Worker
 from usage import spool
 from usage.models import UsageRecord
-
-SECONDS = 20
-
-
-def wait_until(is_so: Callable[[], bool], worker: Worker) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not is_so():
-        assert time.monotonic() < deadline, worker.said
-        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -29,15 +17,15 @@ def worker(redis_client, transactional_db, tmp_path):
 
 def test_the_worker_drains_usage_by_itself(as_ada, router, chat, worker, redis_client):
     asked = [chat(as_ada, stream=number % 2 == 0).headers["x-request-id"] for number in range(6)]
-    wait_until(lambda: UsageRecord.objects.count() == len(asked), worker)
+    worker.wait_until(lambda: UsageRecord.objects.count() == len(asked))
     assert set(UsageRecord.objects.values_list("request_id", flat=True)) == set(asked)
-    wait_until(lambda: redis_client.xlen(spool.STREAM) == 0, worker)
+    worker.wait_until(lambda: redis_client.xlen(spool.STREAM) == 0)
 
 
 def test_the_worker_notes_when_a_key_was_last_used(as_ada, router, chat, worker):
     assert Key.objects.get().last_used is None
     chat(as_ada)
-    wait_until(lambda: Key.objects.get().last_used is not None, worker)
+    worker.wait_until(lambda: Key.objects.get().last_used is not None)
     assert Key.objects.get().last_used == UsageRecord.objects.get().created
 
 
@@ -46,7 +34,7 @@ def test_a_worker_that_starts_late_finds_what_was_spooled_before(as_ada, router,
     assert not UsageRecord.objects.exists()
     worker = Worker(tmp_path).start()
     try:
-        wait_until(lambda: UsageRecord.objects.count() == len(asked), worker)
+        worker.wait_until(lambda: UsageRecord.objects.count() == len(asked))
     finally:
         worker.stop()
     assert set(UsageRecord.objects.values_list("request_id", flat=True)) == asked

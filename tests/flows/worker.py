@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.server import ROOT, environment
@@ -29,6 +31,12 @@ class Worker:
                 start_new_session=True,
             )
         return self
+
+    def wait_until(self, is_so: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 30
+        while not is_so():
+            assert time.monotonic() < deadline, self.said
+            time.sleep(0.05)
 
     @property
     def said(self) -> str:

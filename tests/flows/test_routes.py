@@ -1,0 +1,232 @@
+"""Closed by default: every route says who may come in, and the few that are open are listed here."""
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from django.urls import URLPattern, URLResolver, get_resolver
+from rest_framework.permissions import AllowAny
+from rest_framework.response import Response
+from rest_framework.test import APIRequestFactory
+from rest_framework.views import APIView
+
+from accounts.authentication import HTTPBearer
+from accounts.models import Permission
+from accounts.permissions import AnyKey
+from accounts.principals import Principal
+from inference.consumers import CallConsumer
+from opengate.api import calls
+from opengate.asgi import CONSUMERS
+from tests.conftest import CHAT
+
+PUBLIC = {"/health", "/health/ready", "/openapi.json", "/docs", "/redoc", "/admin/login/", "/v1/"}  # the last is a 404
+
+
+def routes(patterns: Any = None, prefix: str = "/") -> Iterator[tuple[str, Callable[..., Any]]]:
+    """Every path of the URL configuration with its view."""
+    for pattern in get_resolver().url_patterns if patterns is None else patterns:
+        path = prefix + str(pattern.pattern)
+        if isinstance(pattern, URLResolver):
+            yield from routes(pattern.url_patterns, path)
+        else:
+            assert isinstance(pattern, URLPattern)
+            yield path, pattern.callback
+
+
+def operations() -> Iterator[tuple[str, Any]]:
+    """Every path of Ninja's with its operation."""
+    for router in calls._get_bound_routers():
+        bound = [operation for view in router.path_operations.values() for operation in view.operations]
+        for pattern, operation in zip(router.urls_paths(router.prefix), bound, strict=True):
+            yield f"/v1/{pattern.pattern}", operation
+
+
+def is_closed(path: str, view: Any) -> bool:
+    """Whether the view asks who is calling: a page of the console, an operation with a key, or a view with rights."""
+    if hasattr(view, "admin_site") or hasattr(view, "model_admin"):  # wrapped in the console's own check
+        return True
+    found = [operation for route, operation in operations() if route == path]
+    if found:
+        return all(any(isinstance(auth, HTTPBearer) for auth in operation.auth_callbacks) for operation in found)
+    permissions = getattr(getattr(view, "cls", None), "permission_classes", ())
+    return bool(permissions) and AllowAny not in permissions
+
+
+def v1() -> list[tuple[str, str]]:
+    """Method and path of every call under /v1, with `model` for each parameter."""
+    found = [(method, path) for path, operation in operations() for method in operation.methods]
+    found += [(consumer.method, path) for path, consumer in CONSUMERS.items()]
+    return [(method, re.sub(r"<[^>]+>", "model", path)) for method, path in found]
+
+
+def test_every_route_names_who_may_come_in():
+    assert {path for path, view in routes() if not is_closed(path, view)} == PUBLIC
+
+
+def test_every_consumer_asks_for_a_key():
+    for consumer in CONSUMERS.values():
+        assert issubclass(consumer, CallConsumer)
+        assert consumer.is_authenticated
+        assert consumer.__call__ is CallConsumer.__call__
+
+
+def test_an_open_view_would_be_noticed():
+    class Open(APIView):
+        permission_classes = [AllowAny]
+
+    class Bare(APIView):
+        permission_classes = []
+
+    assert not is_closed("/x", lambda request: None)
+    assert not is_closed("/x", Open.as_view())
+    assert not is_closed("/x", Bare.as_view())
+    assert is_closed("/x", APIView.as_view())
+
+
+def test_the_walk_sees_the_calls():
+    assert {("POST", "/v1/chat/completions"), ("GET", "/v1/models"), ("GET", "/v1/models/model")} <= set(v1())
+
+
+@pytest.mark.parametrize(
+    ("authorization", "detail"),
+    [
+        (None, "Not authenticated"),
+        ("Bearer", "Not authenticated"),
+        ("Bearer  ", "Not authenticated"),
+        ("Basic YWRhOmFkYQ==", "Not authenticated"),
+        ("sk-" + "a" * 43, "Not authenticated"),
+        ("Bearer sk-" + "a" * 43, "Invalid API key."),
+        ("Bearer sk-short", "Invalid API key."),
+        ("Bearer sk-" + "a" * 5000, "Invalid API key."),
+        ("Bearer sk-" + "é" * 43, "Invalid API key."),
+        ("Bearer " + "0" * 64, "Invalid API key."),
+    ],
+    ids=lambda text: str(text)[:18],
+)
+@pytest.mark.parametrize(("method", "path"), v1())
+def test_no_call_opens_without_a_key_of_ours(gateway, router, method, path, authorization, detail):
+    headers = {} if authorization is None else {"Authorization": authorization.encode("latin-1")}
+    with gateway.client() as client:
+        response = client.request(method, path, json=CHAT if method == "POST" else None, headers=headers)
+    assert (response.status_code, response.json()["detail"]) == (401, detail)
+    assert response.headers["www-authenticate"] == "Bearer"
+    assert response.json()["error"]["type"] == "authentication_error"
+
+
+def test_two_keys_are_no_key(gateway, router, ada, key_of):
+    twice = [("Authorization", f"Bearer {key_of(ada)}")] * 2
+    with gateway.client() as client:
+        for method, path in v1():
+            assert client.request(method, path, json=CHAT, headers=twice).status_code == 401
+
+
+def test_the_scheme_may_be_written_in_any_case(gateway, router, ada, key_of, chat):
+    with gateway.client() as client:
+        client.headers["Authorization"] = f"bearer {key_of(ada)}"
+        assert chat(client).status_code == 200
+        assert client.get("/v1/models").status_code == 200
+
+
+def test_a_stranger_finds_no_model(as_eve, router, chat, upstream):
+    for response in (chat(as_eve), chat(as_eve, stream=True), as_eve.get("/v1/models/model")):
+        assert (response.status_code, response.json()["detail"]) == (404, "Model not found.")
+    assert as_eve.get("/v1/models").json() == {"object": "list", "data": []}
+    assert upstream.received == []
+
+
+def test_the_console_sends_everyone_else_to_its_login(gateway):
+    with gateway.client() as client:
+        for path in ("/admin/", "/admin/accounts/key/", "/admin/accounts/user/1/change/", "/admin/no/such/page"):
+            response = client.get(path)
+            assert response.status_code == 302, path
+            assert response.headers["location"].startswith("/admin/login/")
+
+
+def test_a_user_without_the_right_does_not_enter_the_console(gateway, ada):
+    with gateway.client() as client:
+        page = client.get("/admin/login/")
+        token = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', page.text)[1]
+        form = {"csrfmiddlewaretoken": token, "username": ada.email, "password": "correct horse battery"}
+        refused = client.post("/admin/login/", data=form)
+        assert refused.status_code == 200
+        assert "Please enter the correct e-mail and password for a staff account" in refused.text
+        assert client.get("/admin/").status_code == 302
+
+
+def view_of(**attributes: Any) -> Callable[..., Response]:
+    def get(self, request):
+        seen.append(request.auth)
+        return Response({})
+
+    seen: list[Any] = []
+    view = type("View", (APIView,), {"get": get, **attributes}).as_view()
+    view.seen = seen
+    return view
+
+
+@pytest.fixture
+def asked(redis_client):
+    """Ask a view of Django REST framework, with a key or without."""
+
+    def _asked(view, key=None):
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        return view(APIRequestFactory().get("/", headers=headers))
+
+    return _asked
+
+
+def test_a_view_that_names_no_permission_is_closed_to_every_key(asked, admin, key_of):
+    view = view_of()
+    assert asked(view).status_code == 401
+    assert asked(view, key_of(admin)).status_code == 403
+    assert view.seen == []
+
+
+def test_a_view_for_any_key_sees_whose_it_is(asked, ada, key_of):
+    view = view_of(permission_classes=[AnyKey])
+    assert asked(view, key_of(ada)).status_code == 200
+    (principal,) = view.seen
+    assert isinstance(principal, Principal)
+    assert (principal.user_id, principal.email) == (ada.id, "ada@example.org")
+    assert not principal.grants(Permission.ADMIN)
+
+
+def test_a_view_for_any_key_is_closed_without_one(asked, transactional_db):
+    view = view_of(permission_classes=[AnyKey])
+    for key, detail in ((None, "Not authenticated"), ("sk-" + "a" * 43, "Invalid API key.")):
+        response = asked(view, key)
+        assert (response.status_code, response.data["detail"]) == (401, detail)
+        assert response.headers["WWW-Authenticate"] == "Bearer"
+    assert view.seen == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v1/models", 401),
+        ("POST", "/v1/chat/completions", 401),
+        ("GET", "/v1/chat/completions", 405),
+        ("POST", "/v1/models", 405),
+        ("GET", "/v1/", 404),
+        ("POST", "/v1/chat/completions/", 404),
+        ("GET", "/nowhere", 404),
+        ("GET", "/health", 200),
+        ("GET", "/health/ready", 200),
+        ("GET", "/openapi.json", 200),
+        ("GET", "/docs", 200),
+        ("GET", "/admin/", 302),
+        ("GET", "/admin/login/", 200),
+        ("POST", "/admin/login/", 403),
+        ("GET", "/static/admin/css/base.css", 200),
+        ("GET", "/static/nowhere.css", 404),
+    ],
+)
+def test_every_answer_has_a_request_id_of_its_own(gateway, method, path, status):
+    with gateway.client() as client:
+        client.headers["x-request-id"] = "chosen-by-the-caller"
+        answers = [client.request(method, path) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [status] * 2
+    ids = {answer.headers["x-request-id"] for answer in answers}
+    assert len(ids) == 2
+    assert all(re.fullmatch(r"[0-9a-f]{32}", id) for id in ids)

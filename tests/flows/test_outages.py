@@ -1,0 +1,153 @@
+"""Redis or Postgres away: what goes on, what says 503, and what is made good afterwards."""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from django.conf import settings
+from django.db import connection
+
+from accounts.models import Key
+from tests.proxy import Proxy
+from tests.server import Server
+from usage.models import Limit
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="og-") as name:  # socket paths must be short
+        yield Path(name)
+
+
+@pytest.fixture
+def redis_cable(folder, redis_client) -> Iterator[Proxy]:
+    proxy = Proxy(folder / "redis", settings.REDIS_URL.removeprefix("unix://").partition("?")[0])
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def postgres_cable(folder, transactional_db) -> Iterator[Proxy]:
+    proxy = Proxy(folder / ".s.PGSQL.5432", f"{connection.settings_dict['HOST']}/.s.PGSQL.5432")
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def serve(folder) -> Iterator:
+    """Start a web process on the cables, with variables of one's own."""
+    servers: list[Server] = []
+
+    def _serve(**variables: str) -> Server:
+        servers.append(Server("uvicorn", **variables).start())
+        return servers[-1]
+
+    yield _serve
+    for server in servers:
+        server.stop()
+
+
+def over_redis(folder: Path) -> dict[str, str]:
+    return {"REDIS_URL": f"unix://{folder}/redis?db=0", "OPENGATE_REDIS_TIMEOUT_SECONDS": "0.1"}
+
+
+def over_postgres(folder: Path) -> dict[str, str]:
+    name, user = connection.settings_dict["NAME"], connection.settings_dict["USER"]
+    return {"DATABASE_URL": f"postgresql://{user}@{quote(str(folder), safe='')}/{name}"}
+
+
+@pytest.mark.parametrize("how", ["cut", "freeze"])
+def test_without_redis_calls_go_on_unlimited_and_are_counted_later(
+    serve, folder, redis_cable, router, ada, key_of, chat, records, inflight, how
+):
+    server = serve(**over_redis(folder))
+    Limit.objects.filter(type="rpm").update(value=1)
+    with server.client(key_of(ada)) as client:
+        assert [chat(client).status_code for _ in range(2)] == [200, 429]
+        getattr(redis_cable, how)()
+        started = time.monotonic()
+        assert [chat(client, stream=bool(n % 2)).status_code for n in range(6)] == [200] * 6
+        assert time.monotonic() - started < 5
+        redis_cable.mend()
+        assert len(records(7)) == 7
+        deadline = time.monotonic() + 5
+        while chat(client).status_code == 200 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert chat(client).status_code == 429  # limits are back
+    assert inflight(router) == 0
+
+
+def test_without_redis_limits_may_close_by_setting(serve, folder, redis_cable, router, ada, key_of, chat):
+    server = serve(**over_redis(folder), OPENGATE_LIMITS_FAIL_OPEN="false")
+    with server.client(key_of(ada)) as client:
+        assert chat(client).status_code == 200
+        redis_cable.cut()
+        refused = chat(client)
+        assert refused.status_code == 503
+        assert refused.json()["detail"] == "Rate limits cannot be checked, please try again later."
+        assert client.get("/health/ready").json()["checks"]["redis"] == "away"
+        assert client.get("/health").status_code == 200
+
+
+def test_a_change_made_while_redis_is_away_is_in_force_within_seconds(
+    serve, folder, redis_cable, router, ada, key_of, chat
+):
+    server = serve(**over_redis(folder))
+    with server.client(key_of(ada)) as client:
+        assert chat(client).status_code == 200
+        redis_cable.cut()
+        Key.objects.all()._raw_delete("default")  # nobody is told
+        deadline = time.monotonic() + 5
+        while chat(client).status_code == 200 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert chat(client).status_code == 401
+
+
+def test_without_postgres_known_keys_go_on_and_nobody_hears_401(
+    serve, folder, postgres_cable, router, ada, ben, key_of, chat, records
+):
+    server = serve(**over_postgres(folder))
+    ada_key, ben_key = key_of(ada), key_of(ben)
+    with server.client(ada_key) as known, server.client(ben_key) as unknown:
+        assert chat(known).status_code == 200
+        postgres_cable.cut()
+        assert [chat(known).status_code for _ in range(3)] == [200] * 3
+        refused = chat(unknown)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "10")
+        assert refused.json()["detail"] == "The database is away, please try again later."
+        assert unknown.get("/v1/models").status_code == 503
+        assert known.get("/health/ready").json()["checks"]["postgres"] == "away"
+        postgres_cable.mend()
+        assert chat(unknown).status_code == 200
+    assert len(records(5)) == 5
+
+
+def test_without_postgres_a_budget_cannot_be_known(serve, folder, postgres_cable, router, ada, key_of, chat):
+    router.cost_prompt_tokens = 1
+    router.save()
+    ada.budget = 10
+    ada.save()
+    server = serve(**over_postgres(folder))
+    with server.client(key_of(ada)) as client:
+        assert chat(client).status_code == 200
+        postgres_cable.cut()
+        assert chat(client).status_code == 503
+        postgres_cable.mend()
+        assert chat(client).status_code == 200
+
+
+def test_a_process_starts_without_postgres_and_serves_once_it_is_there(
+    serve, folder, postgres_cable, router, ada, key_of, chat
+):
+    key = key_of(ada)
+    postgres_cable.cut()
+    server = serve(**over_postgres(folder))
+    with server.client(key) as client:
+        assert chat(client).status_code == 503
+        postgres_cable.mend()
+        assert chat(client).status_code == 200
+
+

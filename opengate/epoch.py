@@ -64,7 +64,7 @@ def observe(epoch: int) -> None:
 async def refresh() -> None:
     """Ask Redis for the epoch in force. With Redis away, age alone decides what is fresh."""
     try:
-        observe(int(await opengate_redis.ask(opengate_redis.client().eval, _CURRENT, 1, KEY)))
+        observe(int(await opengate_redis.ask("EVAL", _CURRENT, 1, KEY)))
     except RedisAway:
         pass
 

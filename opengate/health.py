@@ -25,7 +25,7 @@ async def ready(request: HttpRequest) -> JsonResponse:
     except (DatabaseAway, DatabaseError, PoolTimeout):
         checks |= {"postgres": "away", "migrations": "unknown"}
     try:
-        await opengate_redis.ask(opengate_redis.client().ping)
+        await opengate_redis.ask("PING")
     except RedisAway:
         checks["redis"] = "away"
     is_ready = set(checks.values()) == {"ok"}

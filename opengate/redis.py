@@ -1,30 +1,31 @@
-"""Redis for the hot path: one client an event loop, a time limit on each command, a breaker for outages.
+"""Redis for the hot path: one line an event loop, a time limit on each trip, a breaker for outages.
 
-Slow is worse than dead: after a few failures in a row commands are refused at once for a moment, so that a call waits
-for a sick Redis a few times at most. Who asks decides what an outage means (`RedisAway`).
+Commands that are asked for while a batch is under way leave together with the next one, so many callers share a trip
+and a few connections. Slow is worse than dead: after a few failures in a row commands are refused at once for a moment,
+so that a call waits for a sick Redis a few times at most. Who asks decides what an outage means (`RedisAway`).
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import redis
 import redis.asyncio
 from django.conf import settings
-from redis.asyncio.client import Pipeline
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
+
+Command = tuple[str | bytes | int | float, ...]
 
 FAILURES_TO_OPEN = 3
 OPEN_SECONDS = 1.0
-MAX_CONNECTIONS = 64
+MAX_BATCHES = 4  # under way at a time, each on a connection of its own
 
 
 class RedisAway(Exception):
@@ -32,9 +33,9 @@ class RedisAway(Exception):
 
 
 class Breaker:
-    """Counts failures in a row; open, it lets one command through each `OPEN_SECONDS`.
+    """Counts failures in a row; open, it lets one batch through each `OPEN_SECONDS`.
 
-    `outages` counts the times Redis came back: what was remembered from before may miss a change made meanwhile.
+    `outages` counts the times Redis came back after it was open: a change made meanwhile may not have been told.
     """
 
     def __init__(self) -> None:
@@ -59,33 +60,113 @@ class Breaker:
             logger.warning("Redis does not answer (%s: %s).", type(error).__name__, error)
 
     def succeeded(self) -> None:
-        if self.failures:
-            self.failures = 0
+        if self.failures >= FAILURES_TO_OPEN:
             self.outages += 1
             logger.warning("Redis answers again.")
+        self.failures = 0
 
 
 breaker = Breaker()
-_clients: WeakKeyDictionary[asyncio.AbstractEventLoop, redis.asyncio.Redis] = WeakKeyDictionary()
 _FAULTS = (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError, redis.OutOfMemoryError, OSError)
 
 
-def client() -> redis.asyncio.Redis:
-    """The client of the running event loop."""
-    loop = asyncio.get_running_loop()
-    found = _clients.get(loop)
-    if found is None:
-        pool = redis.asyncio.BlockingConnectionPool.from_url(
+class _Line:
+    """The commands of one event loop on their way to Redis."""
+
+    def __init__(self) -> None:
+        self.client = redis.asyncio.Redis.from_url(
             settings.REDIS_URL,
-            max_connections=MAX_CONNECTIONS,
-            timeout=settings.REDIS_TIMEOUT_SECONDS,
+            max_connections=MAX_BATCHES,
             socket_timeout=settings.REDIS_TIMEOUT_SECONDS,
             socket_connect_timeout=settings.REDIS_TIMEOUT_SECONDS,
             # A kept connection may have been closed by a restart: once more, on a new one. Never after a time-out.
             retry=AsyncRetry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
         )
-        found = _clients[loop] = redis.asyncio.Redis.from_pool(pool)
-    return found
+        self._loop = asyncio.get_running_loop()
+        self._waiting: list[tuple[Sequence[Command], asyncio.Future[list[Any]]]] = []
+        self._batches: set[asyncio.Task[None]] = set()
+        self._leaving = False
+
+    def send(self, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
+        """The answers to come, in order; errors of single commands among them."""
+        future: asyncio.Future[list[Any]] = self._loop.create_future()
+        self._waiting.append((commands, future))
+        self._leave_soon()
+        return future
+
+    def _leave_soon(self) -> None:
+        if self._waiting and not self._leaving and len(self._batches) < MAX_BATCHES:
+            self._leaving = True
+            self._loop.call_soon(self._leave)
+
+    def _leave(self) -> None:
+        self._leaving = False
+        batch, self._waiting = self._waiting, []
+        task = self._loop.create_task(self._carry(batch))
+        self._batches.add(task)
+        task.add_done_callback(self._arrived)
+
+    def _arrived(self, task: asyncio.Task[None]) -> None:
+        self._batches.discard(task)
+        self._leave_soon()
+
+    async def _carry(self, batch: list[tuple[Sequence[Command], asyncio.Future[list[Any]]]]) -> None:
+        pipeline = self.client.pipeline(transaction=False)
+        for commands, _ in batch:
+            for command in commands:
+                pipeline.execute_command(*command)
+        try:
+            answers = await pipeline.execute(raise_on_error=False)
+        except _FAULTS as error:
+            breaker.failed(error)
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(RedisAway())
+            return
+        if breaker.failures:
+            breaker.succeeded()
+        start = 0
+        for commands, future in batch:
+            stop = start + len(commands)
+            if not future.done():
+                future.set_result(answers[start:stop])
+            start = stop
+
+
+_lines: WeakKeyDictionary[asyncio.AbstractEventLoop, _Line] = WeakKeyDictionary()
+
+
+def _line() -> _Line:
+    loop = asyncio.get_running_loop()
+    line = _lines.get(loop)
+    if line is None:
+        line = _lines[loop] = _Line()
+    return line
+
+
+async def trip(*commands: Command) -> list[Any]:
+    """Run commands in one round trip, and answer what each answers; raises RedisAway, or the first command's error."""
+    if not breaker.allows():
+        raise RedisAway
+    answers = await _line().send(commands)
+    for answer in answers:
+        if isinstance(answer, _FAULTS):
+            raise RedisAway from answer
+        if isinstance(answer, Exception):
+            raise answer
+    return answers
+
+
+async def ask(*command: str | bytes | int | float) -> Any:
+    """The answer of one command; raises as `trip` does."""
+    return (await trip(command))[0]
+
+
+async def close() -> None:
+    """Close the running event loop's connections."""
+    line = _lines.pop(asyncio.get_running_loop(), None)
+    if line is not None:
+        await line.client.aclose()
 
 
 def sync_client() -> redis.Redis:
@@ -96,32 +177,3 @@ def sync_client() -> redis.Redis:
         socket_connect_timeout=2,
         retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
     )
-
-
-async def ask(command: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any) -> T:
-    """Run one command (or one pipeline's execute) under the breaker; raises RedisAway."""
-    if not breaker.allows():
-        raise RedisAway
-    try:
-        answer = await command(*args, **kwargs)
-    except _FAULTS as error:
-        breaker.failed(error)
-        raise RedisAway from error
-    if breaker.failures:
-        breaker.succeeded()
-    return answer
-
-
-async def trip(*commands: Callable[[Pipeline], object]) -> None:
-    """Run what each of `commands` adds to a pipeline in one round trip; raises RedisAway."""
-    pipeline = client().pipeline(transaction=False)
-    for add in commands:
-        add(pipeline)
-    await ask(pipeline.execute)
-
-
-async def close() -> None:
-    """Close the running event loop's client."""
-    found = _clients.pop(asyncio.get_running_loop(), None)
-    if found is not None:
-        await found.aclose()

@@ -8,13 +8,11 @@ counter that drifts.
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from weakref import WeakKeyDictionary
 
-from redis.asyncio.client import Pipeline
-
 from opengate import redis as opengate_redis
-from opengate.redis import RedisAway
+from opengate.redis import Command, RedisAway
 from routing.snapshot import Provider, Router
 
 LEASE_SECONDS = 30
@@ -44,14 +42,14 @@ class Lease:
     async def release(self) -> None:
         """Leave the provider now, because another one is tried."""
         try:
-            await opengate_redis.trip(self.end)
+            await opengate_redis.trip(self.end())
         except RedisAway:
             pass  # the member expires
 
-    def end(self, pipeline: Pipeline) -> None:
-        """Leave the provider with the pipeline's trip, at the end of the call."""
+    def end(self) -> Command:
+        """Leave the provider: the command that does it, for the trip at the end of the call."""
         _leases().discard(self)
-        pipeline.zrem(inflight_key(self.provider.id), self.call_id)
+        return ("ZREM", inflight_key(self.provider.id), self.call_id)
 
 
 async def take(provider: Provider, call_id: str) -> Lease:
@@ -59,9 +57,7 @@ async def take(provider: Provider, call_id: str) -> Lease:
     lease = Lease(provider, call_id)
     _leases().add(lease)
     try:
-        await opengate_redis.ask(
-            opengate_redis.client().zadd, inflight_key(provider.id), {call_id: time.time() + LEASE_SECONDS}
-        )
+        await opengate_redis.ask("ZADD", inflight_key(provider.id), time.time() + LEASE_SECONDS, call_id)
     except RedisAway:
         pass
     return lease
@@ -69,8 +65,7 @@ async def take(provider: Provider, call_id: str) -> Lease:
 
 async def inflight(provider_id: int) -> int:
     """How many calls are in flight at a provider, over all processes; raises RedisAway."""
-    client = opengate_redis.client()
-    return int(await opengate_redis.ask(client.zcount, inflight_key(provider_id), time.time(), "+inf"))
+    return int(await opengate_redis.ask("ZCOUNT", inflight_key(provider_id), time.time(), "+inf"))
 
 
 class _Heart:
@@ -85,18 +80,18 @@ class _Heart:
             await asyncio.sleep(HEARTBEAT_SECONDS)
             if self.leases:
                 try:
-                    await opengate_redis.trip(self._refresh)
+                    await opengate_redis.trip(*self._refreshed())
                 except RedisAway:
                     pass
 
-    def _refresh(self, pipeline: Pipeline) -> None:
+    def _refreshed(self) -> Iterator[Command]:
         now = time.time()
         for provider_id in {lease.provider.id for lease in self.leases}:
-            pipeline.zremrangebyscore(inflight_key(provider_id), "-inf", now)
-            pipeline.expire(inflight_key(provider_id), 10 * LEASE_SECONDS)
+            yield ("ZREMRANGEBYSCORE", inflight_key(provider_id), "-inf", now)
+            yield ("EXPIRE", inflight_key(provider_id), 10 * LEASE_SECONDS)
         for lease in self.leases:
             # XX: a call that ended meanwhile is not put back
-            pipeline.zadd(inflight_key(lease.provider.id), {lease.call_id: now + LEASE_SECONDS}, xx=True)
+            yield ("ZADD", inflight_key(lease.provider.id), "XX", now + LEASE_SECONDS, lease.call_id)
 
 
 _hearts: WeakKeyDictionary[asyncio.AbstractEventLoop, _Heart] = WeakKeyDictionary()

@@ -2,20 +2,18 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from types import TracebackType
 from typing import Any, Self
 
-from redis.asyncio.client import Pipeline
-
 from accounts import principals
 from accounts.principals import Principal
 from opengate import redis as opengate_redis
 from opengate.errors import APIError, DatabaseAway
-from opengate.redis import RedisAway
+from opengate.redis import Command, RedisAway
 from routing import balancing
 from routing.balancing import Lease
 from routing.snapshot import Provider, Router
@@ -171,11 +169,11 @@ class Call:
         record = self._record(status, outcome)
         if self.principal.has_budget and Decimal(record["cost"]) and await self._charged(record):
             try:
-                await opengate_redis.trip(self._let_go)
+                await opengate_redis.trip(*self._let_go())
             except RedisAway:
                 pass  # the lease expires, and so do the counters
         else:
-            await spool.send(record, self._let_go)
+            await spool.send(record, *self._let_go())
         self.settled = True
 
     async def _charged(self, record: Record) -> bool:
@@ -186,11 +184,11 @@ class Call:
             return False
         return True
 
-    def _let_go(self, pipeline: Pipeline) -> None:
+    def _let_go(self) -> Iterator[Command]:
         if self.lease is not None:
-            self.lease.end(pipeline)
+            yield self.lease.end()
         if self.admission is not None:
-            self.admission.correct(pipeline, self.tokens.prompt)
+            yield from self.admission.corrected(self.tokens.prompt)
 
     def _record(self, status: int, outcome: Outcome) -> Record:
         router, footprint = self.router, self.footprint()

@@ -7,19 +7,18 @@ window); the limit's value is part of its key, so that a changed limit starts fr
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from django.conf import settings
-from redis.asyncio.client import Pipeline
 from redis.exceptions import NoScriptError
 
 from accounts.principals import Principal
 from opengate import epoch
 from opengate import redis as opengate_redis
 from opengate.epoch import Replica
-from opengate.redis import RedisAway
+from opengate.redis import Command, RedisAway
 from routing.errors import ModelNotFound
 from routing.snapshot import Router
 from usage.errors import LimitsAway, RateLimitExceeded, RouterClosed
@@ -158,26 +157,26 @@ class Admission:
         """`x-ratelimit-{limit,remaining,reset}-{requests,tokens}`, of the limit with the least left of each kind."""
         return _headers(self.windows)
 
-    def correct(self, pipeline: Pipeline, prompt_tokens: int) -> None:
-        """Put the real number of prompt tokens in place of the estimate, with the pipeline's trip."""
+    def corrected(self, prompt_tokens: int) -> Iterator[Command]:
+        """Commands that put the real number of prompt tokens in place of the estimate."""
         for window in self.windows:
             if window.type in ("tpm", "tpd") and (delta := prompt_tokens - self.prompt_tokens):
-                self._add(pipeline, window, delta)
+                yield self._add(window, delta)
 
     async def give_back(self) -> None:
         """Undo the admission: the call is refused for another reason."""
         try:
-            await opengate_redis.trip(self._give_back)
+            await opengate_redis.trip(*self._given_back())
         except RedisAway:
             pass  # the windows end by themselves
 
-    def _give_back(self, pipeline: Pipeline) -> None:
+    def _given_back(self) -> Iterator[Command]:
         for window in self.windows:
-            self._add(pipeline, window, -1 if window.type in ("rpm", "rpd") else -self.prompt_tokens)
+            yield self._add(window, -1 if window.type in ("rpm", "rpd") else -self.prompt_tokens)
 
-    def _add(self, pipeline: Pipeline, window: Window, delta: int) -> None:
+    def _add(self, window: Window, delta: int) -> Command:
         key = _counter(window.type, self.user_id, self.router_id, window.limit)
-        pipeline.eval(_CORRECT, 1, key, delta, window.ends_ms)
+        return ("EVAL", _CORRECT, 1, key, delta, window.ends_ms)
 
 
 async def admit(
@@ -228,11 +227,11 @@ _ADMIT_SHA = hashlib.sha1(_ADMIT.encode()).hexdigest()  # noqa: S324  as Redis n
 
 
 async def _evaluate(keys: Sequence[str], arguments: Sequence[int]) -> list[int]:
-    client = opengate_redis.client()
     try:
-        return await opengate_redis.ask(client.evalsha, _ADMIT_SHA, len(keys), *keys, *arguments)
+        answer = await opengate_redis.ask("EVALSHA", _ADMIT_SHA, len(keys), *keys, *arguments)
     except NoScriptError:
-        return await opengate_redis.ask(client.eval, _ADMIT, len(keys), *keys, *arguments)
+        answer = await opengate_redis.ask("EVAL", _ADMIT, len(keys), *keys, *arguments)
+    return list(answer)
 
 
 def _headers(windows: Sequence[Window]) -> dict[str, str]:

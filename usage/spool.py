@@ -8,17 +8,15 @@ harm, so none is counted twice.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
 import redis
 from django.conf import settings
 from django.db import DataError, IntegrityError, connection, transaction
 from pydantic_core import from_json, to_json
-from redis.asyncio.client import Pipeline
 
 from opengate import redis as opengate_redis
-from opengate.redis import RedisAway
+from opengate.redis import Command, RedisAway
 from usage import ledger
 from usage.ledger import Record
 
@@ -31,10 +29,10 @@ RETRY_SECONDS = 0.5
 _DRAIN_LOCK = 7_061_936_845_471  # an advisory lock of Postgres: one drain at a time
 
 
-async def send(record: Record, *also: Callable[[Pipeline], None]) -> None:
+async def send(record: Record, *also: Command) -> None:
     """Put a record into the stream, with whatever else goes with that trip; with Redis away, keep it and try on."""
     try:
-        await opengate_redis.trip(lambda pipeline: pipeline.xadd(STREAM, {"record": to_json(record)}), *also)
+        await opengate_redis.trip(_entry(record), *also)
     except RedisAway:
         _queue().keep(record)
 
@@ -65,6 +63,10 @@ def drain() -> int:
                 client.xdel(STREAM, *(entry_id for entry_id, _ in entries))
             if len(entries) < BATCH:
                 return stored
+
+
+def _entry(record: Record) -> Command:
+    return ("XADD", STREAM, "*", "record", to_json(record))
 
 
 def _claim() -> bool:
@@ -104,7 +106,7 @@ class _Queue:
         while self.records:
             record = self.records[0]
             try:
-                await opengate_redis.ask(opengate_redis.client().xadd, STREAM, {"record": to_json(record)})
+                await opengate_redis.trip(_entry(record))
             except RedisAway:
                 return False
             if self.records and self.records[0] is record:

@@ -222,7 +222,7 @@ def test_a_new_router_is_callable_at_once(console, answers, key, role, upstream)
     new = Router.objects.get(name="new/router")
 
     count = role.limits.count()
-    limits = {"limits-TOTAL_FORMS": str(count + len(LimitType.values))}
+    limits: dict[str, Any] = {"limits-TOTAL_FORMS": str(count + len(LimitType.values))}
     for number, type in enumerate(LimitType.values, count):
         limits |= {f"limits-{number}-router": new.id, f"limits-{number}-type": type, f"limits-{number}-role": role.id}
     console.send(f"/admin/accounts/role/{role.id}/change/", "role_form", **limits)

@@ -120,11 +120,11 @@ def test_what_was_answered_is_counted_once_though_everything_is_killed(
     cost = UsageRecord.objects.aggregate(cost=Sum("cost"))["cost"]
     print(f"\n{CALLS} calls: {len(load.answered)} answered, {load.cut} cut, {len(recorded)} records, cost {cost}")
     assert len(load.answered) + load.cut == CALLS
-    assert 0 < load.cut <= THREADS
+    assert load.cut > 0
     assert len(set(load.answered)) == len(load.answered)
     assert len(set(recorded)) == len(recorded)
     assert set(load.answered) <= set(recorded)
-    assert len(recorded) - len(load.answered) <= load.cut
+    assert len(recorded) - len(load.answered) <= min(load.cut, THREADS)  # settled, and the last byte was lost
     assert redis_client.xlen(spool.REJECTED) == 0
     ada.refresh_from_db()
     assert ada.budget == (None if budget is None else budget - cost)

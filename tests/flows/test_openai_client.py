@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 from decimal import Decimal
+from typing import Any
 
 import openai
 import pytest
@@ -12,8 +13,8 @@ from routing.models import Router
 from tests.upstream import WORDS, completion
 from usage.models import Limit
 
-MESSAGES = [{"role": "user", "content": "Say hello."}]
-HELLO = {"model": "model", "messages": MESSAGES}
+MESSAGES: list[Any] = [{"role": "user", "content": "Say hello."}]
+HELLO: dict[str, Any] = {"model": "model", "messages": MESSAGES}
 
 
 @pytest.fixture
@@ -33,6 +34,12 @@ def connect(gateway):
 @pytest.fixture
 def client(connect, ada, key_of):
     return connect(key_of(ada))
+
+
+def kind(error: openai.APIStatusError) -> str:
+    """The type in the `error` object of the body."""
+    assert isinstance(error.body, dict)
+    return str(error.body["type"])
 
 
 def limit(router: Router, type: str, value: int) -> None:
@@ -103,7 +110,7 @@ def test_an_unknown_key_is_an_authentication_error(connect, router):
     with pytest.raises(openai.AuthenticationError) as raised:
         connect("sk-" + "a" * 43).chat.completions.create(**HELLO)
     assert "Invalid API key." in raised.value.message
-    assert raised.value.body["type"] == "authentication_error"
+    assert kind(raised.value) == "authentication_error"
     assert raised.value.response.headers["www-authenticate"] == "Bearer"
 
 
@@ -121,7 +128,7 @@ def test_a_reached_limit_is_a_rate_limit_error_that_says_when_to_return(client, 
     assert 1 <= int(headers["retry-after"]) <= 60
     assert (headers["x-ratelimit-limit-requests"], headers["x-ratelimit-remaining-requests"]) == ("1", "0")
     assert re.fullmatch(r"1m0s|[1-5]?[0-9]s", headers["x-ratelimit-reset-requests"])
-    assert raised.value.body["type"] == "rate_limit_error"
+    assert kind(raised.value) == "rate_limit_error"
 
 
 def test_an_answer_tells_what_is_left(client, router):
@@ -136,7 +143,7 @@ def test_an_answer_tells_what_is_left(client, router):
 def test_an_unknown_model_is_not_found(client, router):
     with pytest.raises(openai.NotFoundError, match=r"Model not found\.") as raised:
         client.chat.completions.create(model="no/such", messages=MESSAGES)
-    assert raised.value.body["type"] == "not_found_error"
+    assert kind(raised.value) == "not_found_error"
 
 
 def test_what_the_upstream_refuses_is_a_bad_request_in_its_own_words(client, router, upstream):
@@ -164,7 +171,7 @@ def test_a_closed_limit_is_permission_denied(client, router):
     limit(router, "tpm", 0)
     with pytest.raises(openai.PermissionDeniedError, match="Insufficient permissions to access the model") as raised:
         client.chat.completions.create(**HELLO)
-    assert raised.value.body["type"] == "permission_error"
+    assert kind(raised.value) == "permission_error"
 
 
 def test_a_body_that_does_not_validate_names_the_field(client, router):

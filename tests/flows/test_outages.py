@@ -149,5 +149,3 @@ def test_a_process_starts_without_postgres_and_serves_once_it_is_there(
         assert chat(client).status_code == 503
         postgres_cable.mend()
         assert chat(client).status_code == 200
-
-

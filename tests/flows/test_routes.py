@@ -10,6 +10,7 @@ from django.http import HttpResponse
 from django.test import RequestFactory
 from django.urls import URLPattern, URLResolver, get_resolver
 from rest_framework.permissions import AllowAny
+from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.test import APIRequestFactory
 from rest_framework.views import APIView
@@ -156,7 +157,7 @@ def test_the_console_sends_everyone_else_to_its_login(gateway):
 def test_a_user_without_the_right_does_not_enter_the_console(gateway, ada):
     with gateway.client() as client:
         page = client.get("/admin/login/")
-        token = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', page.text)[1]
+        (token, *_) = re.findall(r'name="csrfmiddlewaretoken" value="(\w+)"', page.text)
         form = {"csrfmiddlewaretoken": token, "username": ada.email, "password": "correct horse battery"}
         refused = client.post("/admin/login/", data=form)
         assert refused.status_code == 200
@@ -164,15 +165,23 @@ def test_a_user_without_the_right_does_not_enter_the_console(gateway, ada):
         assert client.get("/admin/").status_code == 302
 
 
-def view_of(**attributes: Any) -> Callable[..., Response]:
-    def get(self, request):
-        seen.append(request.auth)
-        return Response({})
+class Seeing(APIView):
+    """Notes who was let in. It names no permission."""
 
     seen: list[Any] = []
-    view = type("View", (APIView,), {"get": get, **attributes}).as_view()
-    view.seen = seen
-    return view
+
+    def get(self, request: Request) -> Response:
+        self.seen.append(request.auth)
+        return Response({})
+
+
+class SeeingAnyKey(Seeing):
+    permission_classes = [AnyKey]
+
+
+@pytest.fixture(autouse=True)
+def _nobody_seen():
+    Seeing.seen.clear()
 
 
 @pytest.fixture
@@ -181,34 +190,31 @@ def asked(redis_client):
 
     def _asked(view, key=None):
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        return view(APIRequestFactory().get("/", headers=headers))
+        return view.as_view()(APIRequestFactory().get("/", headers=headers))
 
     return _asked
 
 
 def test_a_view_that_names_no_permission_is_closed_to_every_key(asked, admin, key_of):
-    view = view_of()
-    assert asked(view).status_code == 401
-    assert asked(view, key_of(admin)).status_code == 403
-    assert view.seen == []
+    assert asked(Seeing).status_code == 401
+    assert asked(Seeing, key_of(admin)).status_code == 403
+    assert Seeing.seen == []
 
 
 def test_a_view_for_any_key_sees_whose_it_is(asked, ada, key_of):
-    view = view_of(permission_classes=[AnyKey])
-    assert asked(view, key_of(ada)).status_code == 200
-    (principal,) = view.seen
+    assert asked(SeeingAnyKey, key_of(ada)).status_code == 200
+    (principal,) = Seeing.seen
     assert isinstance(principal, Principal)
     assert (principal.user_id, principal.email) == (ada.id, "ada@example.org")
     assert not principal.grants(Permission.ADMIN)
 
 
 def test_a_view_for_any_key_is_closed_without_one(asked, transactional_db):
-    view = view_of(permission_classes=[AnyKey])
     for key, detail in ((None, "Not authenticated"), ("sk-" + "a" * 43, "Invalid API key.")):
-        response = asked(view, key)
+        response = asked(SeeingAnyKey, key)
         assert (response.status_code, response.data["detail"]) == (401, detail)
         assert response.headers["WWW-Authenticate"] == "Bearer"
-    assert view.seen == []
+    assert Seeing.seen == []
 
 
 @pytest.mark.parametrize(

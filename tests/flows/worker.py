@@ -43,15 +43,19 @@ class Worker:
         return (self.folder / "worker.log").read_text()
 
     def stop(self) -> None:
+        """An orderly end, then whatever is left: a worker that is told to end while it starts forgets its beat."""
         assert self.process is not None
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(15)
-            except subprocess.TimeoutExpired:
-                self.kill()
+        self.process.terminate()
+        try:
+            self.process.wait(15)
+        except subprocess.TimeoutExpired:
+            pass
+        self.kill()
 
     def kill(self) -> None:
         assert self.process is not None
-        os.killpg(self.process.pid, signal.SIGKILL)
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # nobody is left of the group
         self.process.wait(5)

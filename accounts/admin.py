@@ -136,7 +136,7 @@ class KeyAdmin(admin.ModelAdmin):
     def revoke(self, request: HttpRequest, queryset: QuerySet[Key]) -> None:
         count = queryset.count()
         queryset.delete()
-        self.message_user(request, f"{count} keys revoked.", messages.SUCCESS)
+        self.message_user(request, f"{count} key{'' if count == 1 else 's'} revoked.", messages.SUCCESS)
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         return ("user", "token", "last_used", "created") if obj else ()

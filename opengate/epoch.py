@@ -103,7 +103,7 @@ class _Entry(NamedTuple, Generic[T]):
 
 
 class Replica(Generic[K, T]):
-    """What `load(key)` reads from Postgres, remembered by this process for one epoch; at most `limit` keys."""
+    """What `load(key)` reads from Postgres, remembered by this process for one epoch; the `limit` keys used last."""
 
     def __init__(self, load: Callable[[K], T], *, limit: int = 10_000) -> None:
         self._load = in_thread(load)
@@ -113,9 +113,11 @@ class Replica(Generic[K, T]):
 
     async def get(self, key: K) -> T:
         """The value under the newest known epoch; raises DatabaseAway when it must be read and cannot be."""
-        entry = self._entries.get(key)
-        if entry is not None and self._is_fresh(entry):
-            return entry.value
+        entry = self._entries.pop(key, None)
+        if entry is not None:
+            self._entries[key] = entry  # at the end: the first to go is the one not used for longest
+            if self._is_fresh(entry):
+                return entry.value
         flight = (id(asyncio.get_running_loop()), key)
         loading = self._loading.get(flight)
         if loading is None:
@@ -140,9 +142,10 @@ class Replica(Generic[K, T]):
             if entry is None or entry.epoch != _known:
                 raise  # something changed, and nobody can say what
             return entry.value
-        if len(self._entries) >= self._limit:
-            self._entries.pop(next(iter(self._entries)))
+        self._entries.pop(key, None)
         self._entries[key] = _Entry(value, epoch, outages, started)
+        if len(self._entries) > self._limit:
+            del self._entries[next(iter(self._entries))]
         return value
 
     def _landed(self, flight: tuple[int, K], future: asyncio.Future[T]) -> None:

@@ -46,9 +46,13 @@ class Lease:
         except RedisAway:
             pass  # the member expires
 
+    def forget(self) -> None:
+        """Keep it alive no longer: whatever became of the trip that ends it, it expires."""
+        _leases().discard(self)
+
     def end(self) -> Command:
         """Leave the provider: the command that does it, for the trip at the end of the call."""
-        _leases().discard(self)
+        self.forget()
         return ("ZREM", inflight_key(self.provider.id), self.call_id)
 
 

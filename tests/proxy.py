@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -37,9 +38,9 @@ class Proxy:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(5)
 
-    def _do(self, what) -> None:
+    def _do(self, what: Callable[[], object]) -> None:
         done = threading.Event()
-        self._loop.call_soon_threadsafe(lambda: (what(), done.set()))
+        self._loop.call_soon_threadsafe(lambda: [what(), done.set()])  # type: ignore[func-returns-value]
         done.wait(5)
 
     def _cut(self) -> None:

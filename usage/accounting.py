@@ -9,6 +9,8 @@ from decimal import Decimal
 from types import TracebackType
 from typing import Any, Self
 
+from django.db import IntegrityError
+
 from accounts import principals
 from accounts.principals import Principal
 from opengate import redis as opengate_redis
@@ -167,13 +169,14 @@ class Call:
         if self.settled or self.admission is None:
             return
         record = self._record(status, outcome)
-        if self.principal.has_budget and Decimal(record["cost"]) and await self._charged(record):
-            try:
-                await opengate_redis.trip(*self._let_go())
-            except RedisAway:
-                pass  # the lease expires, and so do the counters
-        else:
-            await spool.send(record, *self._let_go())
+        try:
+            if self.principal.has_budget and Decimal(record["cost"]) and await self._charged(record):
+                await self._leave()
+            else:
+                await spool.send(record, *self._let_go())
+        finally:
+            if self.lease is not None:
+                self.lease.forget()
         self.settled = True
 
     async def _charged(self, record: Record) -> bool:
@@ -182,7 +185,15 @@ class Call:
             await ledger.astore([record])
         except DatabaseAway:
             return False
+        except IntegrityError:
+            pass  # a settlement broken off by the caller's leaving had stored it after all
         return True
+
+    async def _leave(self) -> None:
+        try:
+            await opengate_redis.trip(*self._let_go())
+        except RedisAway:
+            pass  # the lease expires, and so do the counters
 
     def _let_go(self) -> Iterator[Command]:
         if self.lease is not None:

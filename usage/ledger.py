@@ -1,14 +1,13 @@
 """Usage records and budgets in Postgres: what is written here is the truth about money."""
 
-import logging
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import TypedDict
 
 from django.contrib.auth import get_user_model
-from django.db import DataError, IntegrityError, models, transaction
+from django.db import models, transaction
 from django.db.models import F
 from django.db.models.functions import Greatest
 
@@ -17,8 +16,6 @@ from opengate.database import in_thread
 from routing.models import Provider, Router
 from usage.errors import InsufficientBudget
 from usage.models import UsageRecord
-
-logger = logging.getLogger(__name__)
 
 
 class Record(TypedDict):
@@ -67,7 +64,8 @@ def store(records: Sequence[Record]) -> int:
     """Write records and lower budgets by their cost, in one transaction; answers how many were new.
 
     A record whose request id is known is left out, and charges nothing: storing twice does no harm. A budget stops
-    at zero. Raises DataError or IntegrityError, with nothing written, when a record does not fit its table.
+    at zero. Raises DataError, IntegrityError, KeyError, TypeError or ValueError, with nothing written, for what is no
+    record or does not fit the table.
     """
     with transaction.atomic():
         unknown = _without_known(records)
@@ -76,18 +74,6 @@ def store(records: Sequence[Record]) -> int:
         _charge(unknown)
         _touch_keys(unknown)
     return len(unknown)
-
-
-def store_each(records: Iterable[Record]) -> list[Record]:
-    """`store` one by one; answers the records that do not fit."""
-    refused = []
-    for record in records:
-        try:
-            store([record])
-        except (DataError, IntegrityError):
-            logger.exception("Usage record %s cannot be stored.", record.get("request_id"))
-            refused.append(record)
-    return refused
 
 
 def require_budget(user_id: int) -> None:

@@ -26,6 +26,7 @@ STREAM = "opengate:usage"
 REJECTED = "opengate:usage:rejected"
 BATCH = 1000
 RETRY_SECONDS = 0.5
+_UNFIT = (DataError, IntegrityError, KeyError, TypeError, ValueError, ArithmeticError)
 _DRAIN_LOCK = 7_061_936_845_471  # an advisory lock of Postgres: one drain at a time
 
 
@@ -33,7 +34,7 @@ async def send(record: Record, *also: Command) -> None:
     """Put a record into the stream, with whatever else goes with that trip; with Redis away, keep it and try on."""
     try:
         await opengate_redis.trip(_entry(record), *also)
-    except RedisAway:
+    except (RedisAway, redis.RedisError):  # if it did arrive: storing twice does no harm
         _queue().keep(record)
 
 
@@ -57,8 +58,7 @@ def drain() -> int:
                 if not _claim():
                     return stored
                 entries = client.xrange(STREAM, count=BATCH)
-                records: list[Record] = [from_json(fields[b"record"]) for _, fields in entries]
-                stored += _store(client, records)
+                stored += _store(client, [fields.get(b"record", b"") for _, fields in entries])
             if entries:
                 client.xdel(STREAM, *(entry_id for entry_id, _ in entries))
             if len(entries) < BATCH:
@@ -75,16 +75,21 @@ def _claim() -> bool:
         return bool(cursor.fetchone()[0])
 
 
-def _store(client: redis.Redis, records: list[Record]) -> int:
-    """Store a batch; one that does not fit is put aside for a human, and the rest goes on."""
+def _store(client: redis.Redis, texts: list[bytes]) -> int:
+    """Store a batch; an entry that is no record of ours is put aside for a human, and the rest goes on."""
     try:
-        with transaction.atomic():
-            return ledger.store(records)
-    except (DataError, IntegrityError):
-        refused = ledger.store_each(records)
-        for record in refused:
-            client.xadd(REJECTED, {"record": to_json(record)})
-        return len(records) - len(refused)
+        return ledger.store([from_json(text) for text in texts])
+    except _UNFIT:
+        return sum(_store_one(client, text) for text in texts)
+
+
+def _store_one(client: redis.Redis, text: bytes) -> int:
+    try:
+        return ledger.store([from_json(text)])
+    except _UNFIT:
+        logger.exception("A usage record cannot be stored and is kept in %s: %.1000r", REJECTED, text)
+        client.xadd(REJECTED, {"record": text})
+        return 0
 
 
 class _Queue:
@@ -107,7 +112,7 @@ class _Queue:
             record = self.records[0]
             try:
                 await opengate_redis.trip(_entry(record))
-            except RedisAway:
+            except (RedisAway, redis.RedisError):
                 return False
             if self.records and self.records[0] is record:
                 self.records.popleft()

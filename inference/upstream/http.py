@@ -49,7 +49,7 @@ async def post(provider: Provider, path: str, body: bytes) -> bytes:
 
     Raises UpstreamRefused for an error status, UpstreamFailed for everything that is no answer.
     """
-    timeout = aiohttp.ClientTimeout(total=provider.timeout, sock_connect=_connect_timeout(provider))
+    timeout = aiohttp.ClientTimeout(total=provider.timeout, connect=_connect_timeout(provider))
     async with _request(provider, path, body, timeout, accept="application/json") as response:
         return await _read(response, settings.UPSTREAM_MAX_RESPONSE_BYTES)
 
@@ -59,7 +59,7 @@ async def stream(provider: Provider, path: str, body: bytes) -> AsyncGenerator[b
 
     Raises as `post` does. Close it (aclosing) to hang up on the provider.
     """
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=_connect_timeout(provider), sock_read=provider.timeout)
+    timeout = aiohttp.ClientTimeout(total=None, connect=_connect_timeout(provider), sock_read=provider.timeout)
     async with _request(provider, path, body, timeout, accept="text/event-stream") as response:
         if "text/event-stream" not in response.headers.get("Content-Type", "text/event-stream"):
             raise UnreadableAnswer
@@ -97,6 +97,7 @@ async def _request(
 
 
 def _connect_timeout(provider: Provider) -> float:
+    """Seconds to wait for a connection, be it new or one that others still use."""
     return float(min(provider.timeout, settings.UPSTREAM_CONNECT_TIMEOUT_SECONDS))
 
 

@@ -71,9 +71,18 @@ def test_createkey_does_not_know_a_stranger():
         said("createkey", "nobody@example.org")
 
 
-@pytest.mark.parametrize("days", ["0", "-1"])
-def test_createkey_refuses_days_that_are_over(days):
+@pytest.mark.parametrize("email", ["", "  ", "x" * 255, "a\x00b"])
+def test_createadmin_refuses_an_email_it_cannot_keep(email):
+    with pytest.raises(CommandError, match="e-mail"):
+        said("createadmin", email)
+    assert not User.objects.exists()
+
+
+@pytest.mark.parametrize(
+    "words", [["--days", "3000000"], ["--days", "0"], ["--days", "-1"], ["--name", "x" * 256], ["--name", " "]]
+)
+def test_createkey_refuses_what_it_cannot_keep(words):
     said("createadmin", "grace@example.org")
-    with pytest.raises(CommandError, match="--days must be 1 or more"):
-        said("createkey", "grace@example.org", "--days", days)
+    with pytest.raises(CommandError, match="--"):
+        said("createkey", "grace@example.org", *words)
     assert Key.objects.count() == 1

@@ -149,7 +149,7 @@ def test_a_deleted_key_opens_no_process(console, answers, key):
 def test_a_key_revoked_in_the_list_opens_no_process(console, answers, key):
     ticked = Key.objects.get().id
     page = console.send("/admin/accounts/key/", "changelist-form", action="revoke", _selected_action=ticked)
-    assert "1 keys revoked." in page
+    assert "1 key revoked." in page
     assert answers(key) == UNKNOWN_KEY
 
 

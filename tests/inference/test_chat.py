@@ -133,8 +133,8 @@ def test_each_chunk_is_passed_on_when_it_comes(as_ada, router, upstream):
 
 
 def test_a_stream_cut_into_single_bytes_is_put_together_again(as_ada, router, chat, upstream):
-    events = b"".join([event(chunk("é中😀")), event(finish()), event(usage_chunk()), event("[DONE]")])
-    upstream.reply(chunks=[bytes([byte]) for byte in events], gap=0)
+    sent = b"".join([event(chunk("é中😀")), event(finish()), event(usage_chunk()), event("[DONE]")])
+    upstream.reply(chunks=[bytes([byte]) for byte in sent], gap=0)
     events = events_of(chat(as_ada, stream=True))
     assert events[0]["choices"][0]["delta"]["content"] == "é中😀"
     assert events[2]["usage"]["total_tokens"] == 21

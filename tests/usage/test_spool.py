@@ -42,7 +42,23 @@ def test_a_record_that_does_not_fit_is_put_aside_and_the_rest_goes_on(redis_clie
     assert spool.drain() == 2
     assert sorted(UsageRecord.objects.values_list("request_id", flat=True)) == ["a", "c"]
     assert (redis_client.xlen(spool.STREAM), redis_client.xlen(spool.REJECTED)) == (0, 1)
-    assert "Usage record b cannot be stored." in caplog.text
+    assert "cannot be stored" in caplog.text
+
+
+def test_garbage_in_the_stream_does_not_stop_the_drain(redis_client, ada, caplog):
+    for garbage in (
+        b"{",
+        b"[]",
+        b"null",
+        b"1",
+        to_json({"request_id": "x"}),
+        to_json(record("b", user=ada, cost="dear")),
+    ):
+        redis_client.xadd(spool.STREAM, {"record": garbage})
+    redis_client.xadd(spool.STREAM, {"other": "field"})
+    put(redis_client, record("a", user=ada))
+    assert spool.drain() == 1
+    assert (redis_client.xlen(spool.STREAM), redis_client.xlen(spool.REJECTED)) == (0, 7)
 
 
 def test_what_was_deleted_since_the_call_leaves_its_name(redis_client, ada):

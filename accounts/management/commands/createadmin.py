@@ -6,7 +6,7 @@ from argparse import ArgumentParser
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
-from django.db import IntegrityError, transaction
+from django.db import DataError, IntegrityError, transaction
 
 from accounts.models import Key, Permission, Role, User
 
@@ -21,14 +21,19 @@ class Command(BaseCommand):
 
     @transaction.atomic
     def handle(self, *args: Any, **options: Any) -> None:
+        if not options["email"].strip():
+            raise CommandError("The e-mail must not be empty.")
         role, _ = Role.objects.get_or_create(name=options["role"], defaults={"permissions": Permission.values})
         if Permission.ADMIN not in role.permissions:
             raise CommandError(f"Role {role.name} exists and does not hold the admin permission.")
         password = secrets.token_urlsafe(18)
         try:
-            user = User.objects.create_user(options["email"], password, role)
+            with transaction.atomic():
+                user = User.objects.create_user(options["email"], password, role)
         except IntegrityError:
             raise CommandError(f"User {options['email']} already exists.") from None
+        except (DataError, ValueError) as error:
+            raise CommandError(f"The e-mail cannot be kept: {error}") from None
         _, key = Key.objects.issue(user, "first key")
         made = {"email": user.email, "password": password, "key": key}
         if options["json"]:

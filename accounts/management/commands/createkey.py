@@ -6,9 +6,12 @@ from datetime import timedelta
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
+from django.db import DataError, transaction
 from django.utils import timezone
 
 from accounts.models import Key, User
+
+MOST_DAYS = 36_500
 
 
 class Command(BaseCommand):
@@ -24,8 +27,14 @@ class Command(BaseCommand):
         user = User.objects.filter(email=options["email"]).first()
         if user is None:
             raise CommandError(f"User {options['email']} not found.")
-        if options["days"] is not None and options["days"] < 1:
-            raise CommandError("--days must be 1 or more.")
+        if options["days"] is not None and not 1 <= options["days"] <= MOST_DAYS:
+            raise CommandError(f"--days must be from 1 to {MOST_DAYS}.")
+        if not options["name"].strip():
+            raise CommandError("--name must not be empty.")
         expires = timezone.now() + timedelta(days=options["days"]) if options["days"] else None
-        key, text = Key.objects.issue(user, options["name"], expires)
+        try:
+            with transaction.atomic():
+                key, text = Key.objects.issue(user, options["name"], expires)
+        except (DataError, ValueError) as error:
+            raise CommandError(f"--name cannot be kept: {error}") from None
         self.stdout.write(json.dumps({"id": key.id, "key": text}) if options["json"] else text)

@@ -1,0 +1,84 @@
+"""The line to Redis: shared trips, each caller its own answers, and a breaker."""
+
+import asyncio
+
+import pytest
+import redis
+
+from opengate import redis as opengate_redis
+from opengate.redis import Breaker, RedisAway
+from tests.server import free_port
+
+pytestmark = pytest.mark.usefixtures("redis_client")
+
+
+def in_loop(coroutine):
+    async def run():
+        try:
+            return await coroutine
+        finally:
+            await opengate_redis.close()
+
+    return asyncio.run(run())
+
+
+@pytest.fixture
+def breaker(monkeypatch) -> Breaker:
+    """A breaker of the test's own."""
+    fresh = Breaker()
+    monkeypatch.setattr(opengate_redis, "breaker", fresh)
+    return fresh
+
+
+def test_many_callers_at_a_time_get_each_its_own_answers():
+    async def story() -> list:
+        trips = [opengate_redis.trip(("SET", f"k{n}", n), ("GET", f"k{n}")) for n in range(500)]
+        return await asyncio.gather(*trips)
+
+    answers = in_loop(story())
+    assert [int(answer[1]) for answer in answers] == list(range(500))
+
+
+def test_an_error_of_one_command_is_its_callers_alone():
+    async def story() -> list:
+        wrong = opengate_redis.ask("INCR", "text")
+        right = opengate_redis.ask("PING")
+        await opengate_redis.ask("SET", "text", "abc")
+        return await asyncio.gather(wrong, right, return_exceptions=True)
+
+    wrong, right = in_loop(story())
+    assert isinstance(wrong, redis.ResponseError)
+    assert right in (True, b"PONG")
+
+
+def test_a_caller_who_leaves_takes_no_answer_from_the_others():
+    async def story() -> bytes:
+        leaver = asyncio.ensure_future(opengate_redis.ask("SET", "a", "1"))
+        await asyncio.sleep(0)
+        leaver.cancel()
+        return await opengate_redis.ask("ECHO", "mine")
+
+    assert in_loop(story()) == b"mine"
+
+
+def test_a_dead_redis_opens_the_breaker_and_a_live_one_closes_it(settings, breaker):
+    url, settings.REDIS_URL = settings.REDIS_URL, f"redis://127.0.0.1:{free_port()}/0"
+
+    async def fail() -> None:
+        for _ in range(opengate_redis.FAILURES_TO_OPEN):
+            with pytest.raises(RedisAway):
+                await opengate_redis.ask("PING")
+
+    in_loop(fail())
+    assert not breaker.allows()
+    settings.REDIS_URL = url
+    breaker.open_until = 0
+    in_loop(opengate_redis.ask("PING"))
+    assert breaker.allows()
+    assert (breaker.failures, breaker.outages) == (0, 1)
+
+
+def test_one_slow_answer_is_no_outage(breaker):
+    breaker.failed(redis.TimeoutError())
+    in_loop(opengate_redis.ask("PING"))
+    assert (breaker.failures, breaker.outages) == (0, 0)

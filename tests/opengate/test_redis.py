@@ -40,7 +40,7 @@ def test_many_callers_at_a_time_get_each_its_own_answers():
 
 
 def test_an_error_of_one_command_is_its_callers_alone():
-    async def story() -> list:
+    async def story() -> tuple:
         wrong = opengate_redis.ask("INCR", "text")
         right = opengate_redis.ask("PING")
         await opengate_redis.ask("SET", "text", "abc")

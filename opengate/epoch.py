@@ -26,11 +26,11 @@ K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
 KEY = "opengate:epoch"
-# A fresh or emptied Redis starts at its clock in microseconds, so that an epoch never comes twice.
+# A fresh, emptied or spoilt Redis starts at its clock in microseconds, so that an epoch never comes twice.
 CURRENT_LUA = """
 local function current_epoch(key)
   local epoch = redis.call('GET', key)
-  if not epoch then
+  if not (epoch and tonumber(epoch)) then
     local now = redis.call('TIME')
     epoch = string.format('%.0f', now[1] * 1000000 + now[2])
     redis.call('SET', key, epoch)

@@ -91,6 +91,15 @@ def test_a_long_input_is_not_sent_back(as_ada, router, chat):
     assert len(chat(as_ada, messages="x" * 10_000).content) < 1000
 
 
+@pytest.mark.parametrize(
+    "fields", [{"stop": [1] * 2_000_000}, {"logit_bias": dict.fromkeys(map(str, range(200_000)), "x")}]
+)
+def test_a_million_faults_are_told_in_a_few_words(as_ada, router, chat, fields):
+    response = chat(as_ada, **fields)
+    assert response.status_code in (200, 422)
+    assert len(response.content) < 2000
+
+
 @pytest.mark.parametrize("number", ["1e400", "123456789012345678901234567890", "-0.0"])
 def test_odd_numbers_do_not_break_the_gateway(as_ada, router, number, upstream):
     response = post(as_ada, json.dumps(CHAT)[:-1].encode() + b', "odd": ' + number.encode() + b"}")

@@ -50,6 +50,13 @@ def test_a_value_is_read_once_an_epoch():
     in_loop(story())
 
 
+@pytest.mark.parametrize("spoilt", ["", "abc", "-", "1.5.5"])
+def test_a_spoilt_epoch_is_replaced(redis_client, spoilt):
+    redis_client.set(epoch.KEY, spoilt)
+    in_loop(epoch.refresh())
+    assert epoch.known() == int(redis_client.get(epoch.KEY)) > 10**15
+
+
 def test_callers_at_the_same_time_share_a_read():
     shelf = Shelf()
 

@@ -8,7 +8,7 @@ LOCK := $(PYTHON) -m uv pip compile --quiet --universal --python-version 3.11 --
 MODELS_SORRY := The local models could not be installed here; everything else works without them.
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint types imports check lock clean
+.PHONY: help quickstart test lint types imports check bench lock clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ imports: $(VENV)/installed-dev ## import-linter: imports point left
 	$(VENV)/bin/lint-imports
 
 check: lint types imports ## lint, types and imports
+
+bench: $(VENV)/installed-dev ## what a call costs, into benchmarks/results
+	$(PYTHON) benchmarks/chat.py
 
 lock: $(VENV)/installed ## compile requirements*.in anew
 	$(PIP) install --quiet uv

@@ -180,7 +180,10 @@ class Provider(models.Model):
         self.url = self.completed_url()
         if not self.url:
             raise ValidationError({"url": "URL is required for this model provider type."})
-        URLValidator(schemes=["http", "https"])(_checkable(self.url))
+        try:
+            URLValidator(schemes=["http", "https"])(_checkable(self.url))
+        except ValidationError as error:
+            raise ValidationError({"url": error.messages}) from None
         if self.qos_metric and self.qos_limit is None:
             raise ValidationError({"qos_limit": "QoS value is required if QoS metric is provided."})
         if self.router_id and self.type not in SERVED_BY[ModelType(self.router.type)]:

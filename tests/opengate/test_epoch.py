@@ -6,21 +6,11 @@ import pytest
 from django.db import transaction
 
 from opengate import epoch
-from opengate import redis as opengate_redis
 from opengate.epoch import Replica
 from routing.models import Router
+from tests.loops import in_loop
 
 pytestmark = pytest.mark.usefixtures("transactional_db", "redis_client")
-
-
-def in_loop(coroutine):
-    async def run():
-        try:
-            return await coroutine
-        finally:
-            await opengate_redis.close()
-
-    return asyncio.run(run())
 
 
 class Shelf:

@@ -7,19 +7,10 @@ import redis
 
 from opengate import redis as opengate_redis
 from opengate.redis import Breaker, RedisAway
+from tests.loops import in_loop
 from tests.server import free_port
 
 pytestmark = pytest.mark.usefixtures("redis_client")
-
-
-def in_loop(coroutine):
-    async def run():
-        try:
-            return await coroutine
-        finally:
-            await opengate_redis.close()
-
-    return asyncio.run(run())
 
 
 @pytest.fixture

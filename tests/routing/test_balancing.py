@@ -5,22 +5,12 @@ import time
 
 import pytest
 
-from opengate import redis as opengate_redis
 from routing import balancing, snapshot
 from routing.balancing import inflight_key
 from routing.models import Provider
+from tests.loops import in_loop
 
 pytestmark = pytest.mark.usefixtures("transactional_db", "redis_client")
-
-
-def in_loop(coroutine):
-    async def run():
-        try:
-            return await coroutine
-        finally:
-            await opengate_redis.close()
-
-    return asyncio.run(run())
 
 
 async def provider_of(router) -> snapshot.Provider:

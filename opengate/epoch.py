@@ -30,7 +30,7 @@ KEY = "opengate:epoch"
 CURRENT_LUA = """
 local function current_epoch(key)
   local epoch = redis.call('GET', key)
-  if not (epoch and tonumber(epoch)) then
+  if not (epoch and string.match(epoch, '^%d+$')) then
     local now = redis.call('TIME')
     epoch = string.format('%.0f', now[1] * 1000000 + now[2])
     redis.call('SET', key, epoch)

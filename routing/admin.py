@@ -15,7 +15,7 @@ class ProviderForm(forms.ModelForm):
     """The key is written, never shown: an empty field leaves it as it is."""
 
     new_key = forms.CharField(
-        label="key", required=False, strip=True, widget=forms.PasswordInput(attrs={"autocomplete": "new-password"})
+        label="Key", required=False, strip=True, widget=forms.PasswordInput(attrs={"autocomplete": "new-password"})
     )
     remove_key = forms.BooleanField(required=False)
 

@@ -111,17 +111,19 @@ class _Line:
         self._leave_soon()
 
     async def _carry(self, batch: list[tuple[Sequence[Command], asyncio.Future[list[Any]]]]) -> None:
-        pipeline = self.client.pipeline(transaction=False)
-        for commands, _ in batch:
-            for command in commands:
-                pipeline.execute_command(*command)
         try:
+            pipeline = self.client.pipeline(transaction=False)
+            for commands, _ in batch:
+                for command in commands:
+                    pipeline.execute_command(*command)
             answers = await pipeline.execute(raise_on_error=False)
-        except _FAULTS as error:
-            breaker.failed(error)
+        except Exception as error:  # whatever it is, nobody may wait for ever
+            if isinstance(error, _FAULTS):
+                breaker.failed(error)
+                error = RedisAway()
             for _, future in batch:
                 if not future.done():
-                    future.set_exception(RedisAway())
+                    future.set_exception(error)
             return
         if breaker.failures:
             breaker.succeeded()

@@ -42,6 +42,14 @@ def test_an_error_of_one_command_is_its_callers_alone():
     assert right in (True, b"PONG")
 
 
+def test_a_command_that_cannot_be_written_is_an_error_and_no_endless_wait():
+    async def story() -> object:
+        return await asyncio.wait_for(opengate_redis.ask("SET", "a", object()), 5)  # type: ignore[arg-type]
+
+    with pytest.raises(redis.DataError):
+        in_loop(story())
+
+
 def test_a_caller_who_leaves_takes_no_answer_from_the_others():
     async def story() -> bytes:
         leaver = asyncio.ensure_future(opengate_redis.ask("SET", "a", "1"))

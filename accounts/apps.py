@@ -6,6 +6,12 @@ class AccountsConfig(AppConfig):
 
     def ready(self) -> None:
         from accounts.models import Key, Organization, Role, User
-        from opengate import epoch
+        from opengate import audit, epoch
 
         epoch.watch(Key, Organization, Role, User)
+        audit.watch(Organization, "name")
+        audit.watch(Role, "name", "permissions")
+        account = ("email", "name", "sub", "iss", "role", "organization", "budget", "expires", "priority")
+        audit.watch(User, *account, secrets=["password"])
+        audit.watch(Key, "user", "name", "token", "expires")
+        audit.watch_actors(User)

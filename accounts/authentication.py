@@ -9,7 +9,7 @@ from rest_framework.authentication import BaseAuthentication
 from rest_framework.request import Request
 
 from accounts import principals
-from accounts.errors import CHALLENGE, NotAuthenticated
+from accounts.errors import CHALLENGE, InvalidKey, NotAuthenticated
 from accounts.principals import Principal
 from opengate import epoch
 
@@ -27,11 +27,11 @@ async def authenticate(authorization: str | None) -> Principal:
     return await principals.find(bearer(authorization))
 
 
-async def authenticate_now(authorization: str | None) -> Principal:
+async def authenticate_now(authorization: str | None, *, expired_account: bool = False) -> Principal:
     """The caller as of now: asks for the epoch first. For all that passes no admission."""
     text = bearer(authorization)
     await epoch.refresh()
-    return await principals.find(text)
+    return await principals.find(text, expired_account=expired_account)
 
 
 class HTTPBearer(HttpAuthBase):
@@ -50,9 +50,19 @@ class HTTPBearer(HttpAuthBase):
 class KeyAuthentication(BaseAuthentication):
     """For Django REST framework: `request.user` and `request.auth` are the principal."""
 
+    REFUSALS = (NotAuthenticated(), InvalidKey())
+    expired_account = False
+
     def authenticate(self, request: Request) -> tuple[Any, Any]:
-        principal = async_to_sync(authenticate_now)(request.headers.get("Authorization"))
+        authorization = request.headers.get("Authorization")
+        principal = async_to_sync(authenticate_now)(authorization, expired_account=self.expired_account)
         return principal, principal
 
     def authenticate_header(self, request: Request) -> str:
         return CHALLENGE["WWW-Authenticate"]
+
+
+class KeyOfAnyAccount(KeyAuthentication):
+    """Lets in a key whose account has expired, so that its owner can see that it has."""
+
+    expired_account = True

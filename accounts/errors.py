@@ -1,6 +1,8 @@
-"""Who may not come in, and why."""
+"""Who may not come in, and what people and keys do not allow."""
 
-from opengate.errors import APIError
+from collections.abc import Iterable
+
+from opengate.errors import APIError, Conflict
 
 CHALLENGE = {"WWW-Authenticate": "Bearer"}
 
@@ -19,3 +21,112 @@ class InvalidKey(APIError):
 
     def __init__(self) -> None:
         super().__init__("Invalid API key.", headers=CHALLENGE)
+
+
+class InvalidCurrentPassword(APIError):
+    status = 401
+
+    def __init__(self) -> None:
+        super().__init__("Invalid current password.")
+
+
+class TooManyLogins(APIError):
+    """The password of this account was mistaken too often from this address; `seconds` until the next try."""
+
+    status = 429
+
+    def __init__(self, seconds: int = 300) -> None:
+        super().__init__("Too many failed logins, please try again later.", headers={"Retry-After": str(seconds)})
+
+
+class InsufficientRights(APIError):
+    status = 403
+
+    def __init__(self, detail: str = "Insufficient rights.") -> None:
+        super().__init__(detail)
+
+
+class ReservedEmail(APIError):
+    status = 403
+
+    def __init__(self) -> None:
+        super().__init__("Reserved email.")
+
+
+class OrganizationNotFound(APIError):
+    status = 404
+
+    def __init__(self) -> None:
+        super().__init__("Organization not found.")
+
+
+class RoleNotFound(APIError):
+    status = 404
+
+    def __init__(self) -> None:
+        super().__init__("Role not found.")
+
+
+class UserNotFound(APIError):
+    status = 404
+
+    def __init__(self) -> None:
+        super().__init__("User not found.")
+
+
+class PasswordNotSet(APIError):
+    status = 404
+
+    def __init__(self) -> None:
+        super().__init__("Password not set, please contact an administrator.")
+
+
+class TokenNotFound(APIError):
+    status = 404
+
+    def __init__(self) -> None:
+        super().__init__("Token not found.")
+
+
+class KeyLivesTooLong(APIError):
+    status = 400
+
+    def __init__(self, days: int) -> None:
+        super().__init__(f"Token expiration timestamp cannot be greater than {days} days from now.")
+
+
+class OrganizationExists(Conflict):
+    def __init__(self) -> None:
+        super().__init__("Organization already exists.")
+
+
+class OrganizationNameTaken(Conflict):
+    def __init__(self) -> None:
+        super().__init__("Organization name already taken. Please, choose another one.")
+
+
+class OrganizationHasUsers(Conflict):
+    def __init__(self) -> None:
+        super().__init__("Delete organization with users is not allowed.")
+
+
+class RoleExists(Conflict):
+    def __init__(self) -> None:
+        super().__init__("Role already exists.")
+
+
+class RoleHasUsers(Conflict):
+    def __init__(self) -> None:
+        super().__init__("Delete role with users is not allowed.")
+
+
+class UserExists(Conflict):
+    def __init__(self) -> None:
+        super().__init__("User already exists.")
+
+
+class UserOwns(Conflict):
+    """The user made routers or providers: they would go with it. `what` is the plural, `names` some of theirs."""
+
+    def __init__(self, what: str, names: Iterable[str]) -> None:
+        super().__init__(f"User cannot be deleted because the user owns {what}: [{', '.join(names)}].")

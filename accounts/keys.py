@@ -7,19 +7,33 @@ opens nothing, and a digest found anywhere is no key.
 import hmac
 import re
 import secrets
+from datetime import datetime, timedelta
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
+from django.utils import timezone
 
+from accounts.errors import KeyLivesTooLong
 from opengate.encryption import mask
 
-__all__ = ["digest", "digests", "is_well_formed", "mask", "new_key"]
+__all__ = ["digest", "digests", "expiry", "is_well_formed", "mask", "new_key"]
 
 _SHAPE = re.compile(r"sk-[A-Za-z0-9_-]{43}")
 
 
 def new_key() -> str:
     return f"sk-{secrets.token_urlsafe(32)}"
+
+
+def expiry(wanted: datetime | None) -> datetime | None:
+    """When a new key closes, KEY_MAX_EXPIRATION_DAYS from now at most; raises KeyLivesTooLong for a later moment."""
+    days = settings.KEY_MAX_EXPIRATION_DAYS
+    if days is None:
+        return wanted
+    latest = timezone.now() + timedelta(days=days)
+    if wanted is not None and wanted > latest:
+        raise KeyLivesTooLong(days)
+    return wanted or latest
 
 
 def is_well_formed(text: str) -> bool:

@@ -1,8 +1,9 @@
 """People and what they may do: organizations, roles, users, keys."""
 
-from datetime import datetime
-from typing import Any, ClassVar
+from datetime import datetime, timedelta
+from typing import Any, ClassVar, Self
 
+from django.conf import settings
 from django.contrib.auth.base_user import AbstractBaseUser, BaseUserManager
 from django.contrib.postgres.fields import ArrayField
 from django.db import models
@@ -10,6 +11,9 @@ from django.db.models import Q
 from django.utils import timezone
 
 from accounts import keys
+from accounts.errors import InvalidCurrentPassword
+
+PLAYGROUND = "playground"  # the name of the key that a login makes
 
 
 class Permission(models.TextChoices):
@@ -85,12 +89,22 @@ class User(AbstractBaseUser):
         constraints = [
             models.CheckConstraint(condition=Q(budget__isnull=True) | Q(budget__gte=0), name="user_budget_not_negative")
         ]
+        indexes = [  # the orders of the list
+            models.Index(fields=["name", "id"], name="user_by_name"),
+            models.Index(fields=["created", "id"], name="user_by_created"),
+            models.Index(fields=["updated", "id"], name="user_by_updated"),
+        ]
 
     def __str__(self) -> str:
         return self.email
 
     def grants(self, permission: Permission) -> bool:
         return permission in self.role.permissions
+
+    def check_current_password(self, password: str | None) -> None:
+        """Raises InvalidCurrentPassword unless it is the account's."""
+        if password is None or not self.check_password(password):
+            raise InvalidCurrentPassword
 
     # What Django's console asks of a user: whoever administers OpenGate administers the console.
 
@@ -114,9 +128,18 @@ class User(AbstractBaseUser):
 
 class KeyQuerySet(models.QuerySet["Key"]):
     def issue(self, user: User, name: str, expires: datetime | None = None) -> tuple["Key", str]:
-        """A new key and its full text, which is nowhere kept and never shown again."""
+        """A new key and its full text, which is nowhere kept and never shown again; raises KeyLivesTooLong."""
+        expires = keys.expiry(expires)
         text = keys.new_key()
         return self.create(user=user, name=name, expires=expires, digest=keys.digest(text), token=keys.mask(text)), text
+
+    def open_playground(self, user: User) -> tuple["Key", str]:
+        """The key of a new login, in place of that of the last one."""
+        self.filter(user=user, name=PLAYGROUND).delete()
+        return self.issue(user, PLAYGROUND, timezone.now() + timedelta(seconds=settings.PLAYGROUND_SESSION_SECONDS))
+
+    def unexpired(self) -> Self:
+        return self.filter(Q(expires__isnull=True) | Q(expires__gt=timezone.now()))
 
 
 class Key(models.Model):

@@ -35,9 +35,10 @@ class Principal:
     def grants(self, permission: Permission) -> bool:
         return permission in self.permissions
 
-    def is_valid(self, now: float) -> bool:
+    def is_valid(self, now: float, *, expired_account: bool = False) -> bool:
+        """Whether key and account are open; with `expired_account` the key alone counts."""
         return (self.key_expires is None or now < self.key_expires) and (
-            self.user_expires is None or now < self.user_expires
+            expired_account or self.user_expires is None or now < self.user_expires
         )
 
 
@@ -67,19 +68,20 @@ def _load(digests: tuple[str, ...]) -> Principal | None:
 _principals = Replica(_load)
 
 
-async def find(text: str) -> Principal:
+async def find(text: str, *, expired_account: bool = False) -> Principal:
     """The principal of a key; raises InvalidKey only after a look at what is in force now, DatabaseAway if none can.
 
-    A known key is answered from memory: the admission of the call finds out whether that memory is old.
+    A known key is answered from memory: the admission of the call finds out whether that memory is old. With
+    `expired_account` an account that has expired is no reason to refuse.
     """
     if not keys.is_well_formed(text):
         raise InvalidKey
     digests = keys.digests(text)
     principal = await _principals.get(digests)
-    if principal is None or not principal.is_valid(time.time()):
+    if principal is None or not principal.is_valid(time.time(), expired_account=expired_account):
         await epoch.refresh()
         principal = await _principals.get(digests)
-    return _checked(principal)
+    return _checked(principal, expired_account)
 
 
 async def again(principal: Principal) -> Principal:
@@ -87,7 +89,7 @@ async def again(principal: Principal) -> Principal:
     return _checked(await _principals.get(principal.digests))
 
 
-def _checked(principal: Principal | None) -> Principal:
-    if principal is None or not principal.is_valid(time.time()):
+def _checked(principal: Principal | None, expired_account: bool = False) -> Principal:
+    if principal is None or not principal.is_valid(time.time(), expired_account=expired_account):
         raise InvalidKey
     return principal

@@ -1,13 +1,14 @@
-"""The one bridge from async code to the ORM."""
+"""The one bridge from async code to the ORM, and one way to commit what may clash with others."""
 
 from collections.abc import Callable, Coroutine
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 from asgiref.sync import sync_to_async
-from django.db import InterfaceError, OperationalError, close_old_connections
+from django.db import IntegrityError, InterfaceError, OperationalError, close_old_connections, transaction
+from psycopg.errors import ForeignKeyViolation, UniqueViolation
 
-from opengate.errors import DatabaseAway
+from opengate.errors import APIError, Conflict, DatabaseAway
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -31,3 +32,21 @@ def in_thread(function: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]:
             close_old_connections()
 
     return sync_to_async(with_connection, thread_sensitive=False)
+
+
+def commit(work: Callable[[], T], *, taken: Callable[[], APIError]) -> T:
+    """What `work` answers, once it is committed; raises `taken()` when a value that must be unique is another's.
+
+    The constraints decide, not a look beforehand, so of two at a time one wins. A row that `work` leans on may be
+    deleted, or a row that it deletes be leaned on, before it commits: then it runs once more, and finds that out.
+    """
+    for _ in range(2):
+        try:
+            with transaction.atomic():
+                return work()
+        except IntegrityError as error:
+            if isinstance(error.__cause__, UniqueViolation):
+                raise taken() from error
+            if not isinstance(error.__cause__, ForeignKeyViolation):
+                raise
+    raise Conflict("The rows were changed meanwhile, please try again.")

@@ -82,6 +82,22 @@ class Environment(BaseModel):
     )
     datacenter_pue: float = Field(1.2, alias="OPENGATE_DATACENTER_PUE", ge=1, description="Power usage effectiveness.")
     datacenter_wue: float = Field(1.8, alias="OPENGATE_DATACENTER_WUE", ge=0, description="Water usage, litres a kWh.")
+    key_max_expiration_days: int | None = Field(
+        None,
+        alias="OPENGATE_KEY_MAX_EXPIRATION_DAYS",
+        ge=1,
+        le=36_500,
+        description="Longest life of a new key; one without an expiry gets this one. Unset: any.",
+    )
+    playground_session_seconds: int = Field(
+        3600, alias="OPENGATE_PLAYGROUND_SESSION_SECONDS", ge=60, le=31_536_000, description="Life of a login's key."
+    )
+    login_failures: int = Field(
+        10, alias="OPENGATE_LOGIN_FAILURES", ge=1, le=1000, description="Mistaken passwords until a login is refused."
+    )
+    login_cooloff_seconds: int = Field(
+        300, alias="OPENGATE_LOGIN_COOLOFF_SECONDS", ge=1, le=86_400, description="How long it is refused then."
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", alias="OPENGATE_LOG_LEVEL", description="Least level written to the log."
     )

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import redis
-from django.db import models, transaction
+from django.db import connection, models, transaction
 from django.db.models.signals import post_delete, post_save
 
 from opengate import redis as opengate_redis
@@ -79,8 +79,12 @@ def bump() -> None:
 
 
 def bump_on_commit() -> None:
-    """For changes that send no signals (`update`, `bulk_create`): bump once they are committed."""
-    transaction.on_commit(bump)
+    """Bump once the running transaction is committed, however many rows it changes.
+
+    For changes that send no signals (`update`, `bulk_create`) call it yourself.
+    """
+    if not any(function is bump for _, function, _ in connection.run_on_commit):
+        transaction.on_commit(bump)
 
 
 def _changed(sender: Any, *, update_fields: frozenset[str] | None = None, **kwargs: Any) -> None:

@@ -30,6 +30,12 @@ class InvalidBody(APIError):
         super().__init__([dict(fault) for fault in faults])
 
 
+class Conflict(APIError):
+    """The rows as they are do not allow it."""
+
+    status = 409
+
+
 class BodyTooLarge(APIError):
     status = 413
 

@@ -1,5 +1,6 @@
 """Django's settings: from the environment (see `opengate.environment`), with defaults that work on a laptop."""
 
+from datetime import timedelta
 from typing import Any
 
 import dj_database_url
@@ -40,6 +41,8 @@ INSTALLED_APPS = [
     "drf_spectacular",
     "drf_spectacular_sidecar",
     "channels",
+    "axes",
+    "auditlog",
     "opengate",
     "accounts",
     "routing",
@@ -56,6 +59,7 @@ MIDDLEWARE = [
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "opengate.audit.AuditMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
 ]
@@ -102,11 +106,34 @@ CELERY_BEAT_SCHEDULE = {
 }
 
 AUTH_USER_MODEL = "accounts.User"
+# Who may come in is asked where they come in: the console wants an open account, the API lets an expired one look.
+AUTHENTICATION_BACKENDS = [
+    "axes.backends.AxesStandaloneBackend",
+    "django.contrib.auth.backends.AllowAllUsersModelBackend",
+]
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.Argon2PasswordHasher"]
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator"},
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
 ]
+
+# An account is closed to an address after some mistaken passwords, for a while; others still come in.
+AXES_FAILURE_LIMIT = ENVIRONMENT.login_failures
+AXES_COOLOFF_TIME = timedelta(seconds=ENVIRONMENT.login_cooloff_seconds)
+AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
+AXES_RESET_ON_SUCCESS = True
+AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False
+AXES_USERNAME_FORM_FIELD = "username"
+AXES_DISABLE_ACCESS_LOG = True
+AXES_VERBOSE = False
+# No middleware of axes: it replaces answers. The login page and the login endpoint say themselves what is wrong.
+SILENCED_SYSTEM_CHECKS = ["axes.W002"]
+
+AUDITLOG_STORE_JSON_CHANGES = True
+
+KEY_MAX_EXPIRATION_DAYS = ENVIRONMENT.key_max_expiration_days
+PLAYGROUND_SESSION_SECONDS = ENVIRONMENT.playground_session_seconds
+
 LOGIN_URL = "admin:login"
 LOGIN_REDIRECT_URL = "admin:index"
 
@@ -120,7 +147,7 @@ WHITENOISE_USE_FINDERS = True  # the console's files come straight from the pack
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["accounts.authentication.KeyAuthentication"],
     "DEFAULT_PERMISSION_CLASSES": ["accounts.permissions.Nobody"],
-    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "DEFAULT_SCHEMA_CLASS": "opengate.openapi.RowSchema",
     "EXCEPTION_HANDLER": "opengate.api.drf_exception_handler",
     "UNAUTHENTICATED_USER": None,
 }
@@ -133,6 +160,20 @@ SPECTACULAR_SETTINGS = {
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
     "REDOC_DIST": "SIDECAR",
     "AUTHENTICATION_WHITELIST": [],
+    "OAS_VERSION": "3.1.0",
+    "SCHEMA_PATH_PREFIX": "/v1/",
+    "ENUM_GENERATE_CHOICE_DESCRIPTION": False,
+    "ENUM_ADD_EXPLICIT_BLANK_NULL_CHOICE": False,
+    "ENUM_NAME_OVERRIDES": {
+        "PermissionType": "accounts.models.Permission",
+        "LimitType": "usage.models.LimitType",
+        "ModelType": "routing.models.ModelType",
+        "ProviderType": "routing.models.ProviderType",
+        "RouterLoadBalancingStrategy": "routing.models.LoadBalancingStrategy",
+        "Metric": "routing.models.Metric",
+        "ProviderCarbonFootprintZone": "routing.zones.ZONES",
+        "EndpointUsage": "usage.models.Endpoint",
+    },
 }
 
 LOGGING = {

@@ -5,7 +5,8 @@ class UsageConfig(AppConfig):
     name = "usage"
 
     def ready(self) -> None:
-        from opengate import epoch
+        from opengate import audit, epoch
         from usage.models import Limit
 
         epoch.watch(Limit)
+        audit.watch(Limit, "role", "router", "type", "value")

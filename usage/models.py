@@ -1,5 +1,6 @@
 """What a role may use, and what was used."""
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from django.conf import settings
@@ -7,6 +8,7 @@ from django.db import models
 from django.db.models import Q
 
 from accounts.models import Key, Organization, Role
+from routing.errors import RouterNotFound
 from routing.models import Provider, Router
 
 
@@ -18,6 +20,24 @@ class LimitType(models.TextChoices):
 
 
 class LimitQuerySet(models.QuerySet["Limit"]):
+    def replace(self, role: Role, limits: Mapping[tuple[int, str], int | None]) -> None:
+        """Make these the role's limits: value by router id and type. Raises RouterNotFound; run it in a transaction.
+
+        What stays as it is, is not touched: it leaves no trace in the log of changes.
+        """
+        wanted = {router for router, _ in limits}
+        unknown = wanted - set(Router.objects.filter(id__in=wanted).values_list("id", flat=True))
+        if unknown:
+            raise RouterNotFound(min(unknown))
+        held = {(limit.router_id, limit.type): limit for limit in self.filter(role=role)}
+        for pair in held.keys() - limits.keys():
+            held[pair].delete()
+        for (router_id, type), value in limits.items():
+            limit = held.get((router_id, type)) or Limit(role=role, router_id=router_id, type=type)
+            if limit._state.adding or limit.value != value:
+                limit.value = value
+                limit.save()
+
     def open_router(self, role: Role, router: Router, value: int | None = None) -> None:
         """Give the role all four limits of the router with one value, null for unlimited; those it has stay."""
         for type in LimitType.values:
@@ -45,6 +65,15 @@ class Limit(models.Model):
     @property
     def shown_value(self) -> str:
         return "unlimited" if self.value is None else "closed" if self.value == 0 else str(self.value)
+
+
+class Endpoint(models.TextChoices):
+    AUDIO_TRANSCRIPTIONS = "/v1/audio/transcriptions", "/v1/audio/transcriptions"
+    CHAT_COMPLETIONS = "/v1/chat/completions", "/v1/chat/completions"
+    EMBEDDINGS = "/v1/embeddings", "/v1/embeddings"
+    OCR = "/v1/ocr", "/v1/ocr"
+    RERANK = "/v1/rerank", "/v1/rerank"
+    SEARCH = "/v1/search", "/v1/search"
 
 
 class Outcome(models.TextChoices):

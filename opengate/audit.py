@@ -1,0 +1,91 @@
+"""Who changed what: each saved or deleted row of a watched model leaves an entry, signed with the caller.
+
+The entries are django-auditlog's, written in the transaction of the change. What it lacks is here: one signature for
+the console's sessions and the API's keys, and masks that show nothing of a secret.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+from auditlog.models import LogEntry
+from auditlog.registry import auditlog
+from django.db import models
+from django.db.models.signals import pre_delete, pre_save
+from django.http import HttpRequest
+from django.http.response import HttpResponseBase
+
+_request: ContextVar[HttpRequest | None] = ContextVar("audited_request", default=None)
+
+
+class AuditMiddleware:
+    """Remembers the request for the signature; whose it is, is known only when something changes."""
+
+    sync_capable = True
+    async_capable = True
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase | Awaitable[HttpResponseBase]]) -> None:
+        self.get_response = get_response
+        self.is_async = iscoroutinefunction(get_response)
+        if self.is_async:
+            markcoroutinefunction(self)
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
+        if self.is_async:
+            return self._answer(request)
+        token = _request.set(request)
+        try:
+            return self.get_response(request)
+        finally:
+            _request.reset(token)
+
+    async def _answer(self, request: HttpRequest) -> HttpResponseBase:
+        token = _request.set(request)
+        try:
+            response: HttpResponseBase = await self.get_response(request)  # type: ignore[misc]
+            return response
+        finally:
+            _request.reset(token)
+
+
+def watch(model: type[models.Model], *fields: str, secrets: Sequence[str] = ()) -> None:
+    """Log changes of these fields of a model; of `secrets` only that they changed."""
+    auditlog.register(
+        model,
+        include_fields=[*fields, *secrets],
+        mask_fields=list(secrets),
+        mask_callable="opengate.audit.hidden",
+    )
+
+
+def watch_actors(model: type[models.Model]) -> None:
+    """Say which model the callers are: a caller that deletes itself signs by e-mail only."""
+    pre_delete.connect(_actor_goes, sender=model, dispatch_uid="audit-actor-goes")
+
+
+def hidden(value: str) -> str:
+    """What the log shows of a secret: whether there is one."""
+    return "none" if value in ("", "None") else "***"
+
+
+def _sign(sender: Any, instance: LogEntry, **kwargs: Any) -> None:
+    request = _request.get()
+    if request is None:
+        return
+    user: Any = getattr(request, "user", None)
+    if user is not None and user.is_authenticated:
+        id = getattr(user, "user_id", None) or user.pk  # a principal of the API, or a user of the console
+        instance.actor_email = user.email
+        instance.actor_id = None if id in getattr(request, "deleted_users", ()) else id
+    instance.remote_addr = request.META.get("REMOTE_ADDR") or None
+    instance.cid = getattr(request, "id", None)
+
+
+def _actor_goes(sender: Any, instance: models.Model, **kwargs: Any) -> None:
+    request = _request.get()
+    if request is not None:
+        request.deleted_users = {*getattr(request, "deleted_users", ()), instance.pk}  # type: ignore[attr-defined]
+
+
+pre_save.connect(_sign, sender=LogEntry, dispatch_uid="audit-sign")

@@ -1,0 +1,64 @@
+"""Lists: one page of a query, in the order asked for, with the number of rows there are."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from django.db.models import QuerySet
+from rest_framework import serializers
+
+from opengate.fields import Constant, QueryInteger
+
+DEFAULT_LIMIT = 10
+MAX_LIMIT = 100
+
+
+class PageQuery(serializers.Serializer):
+    """Which page of a list."""
+
+    offset = QueryInteger(min_value=0, default=0, help_text="How many rows to leave out.")
+    limit = QueryInteger(min_value=1, max_value=MAX_LIMIT, default=DEFAULT_LIMIT, help_text="Most rows to answer.")
+
+
+def ordered_query(*fields: str, by: str = "order_by", direction: str = "order_direction") -> type[PageQuery]:
+    """A page query that also takes the order: one of `fields`, the first by default."""
+    return type(
+        "OrderedPageQuery",
+        (PageQuery,),
+        {
+            by: serializers.ChoiceField(choices=fields, default=fields[0], source="order_by", help_text="Sort by this."),
+            direction: serializers.ChoiceField(
+                choices=["asc", "desc"], default="asc", source="order_direction", help_text="Smallest or largest first."
+            ),
+        },
+    )
+
+
+def page(rows: QuerySet[Any], query: dict[str, Any]) -> tuple[int, Sequence[Any]]:
+    """How many rows there are, and those of the page: two queries, whatever their number.
+
+    Rows that are equal in the field asked for come in the order of their ids, so that pages never overlap.
+    """
+    total = rows.count()
+    offset, limit = query["offset"], query["limit"]
+    if offset >= total:  # also what no database could count to
+        return total, []
+    if "order_by" in query:
+        sign = "-" if query["order_direction"] == "desc" else ""
+        rows = rows.order_by(*(f"{sign}{name}" for name in dict.fromkeys((query["order_by"], "id"))))
+    return total, list(rows[offset : offset + limit])
+
+
+def list_of(item: type[serializers.Serializer], name: str) -> type[serializers.Serializer]:
+    """The envelope of a list of items, for the OpenAPI document; `name` is the component's."""
+    return type(
+        f"{name}Serializer",
+        (serializers.Serializer,),
+        {
+            "__doc__": "One page of a list.",
+            "object": Constant("list"),
+            "total": serializers.IntegerField(help_text="Rows there are."),
+            "offset": serializers.IntegerField(help_text="Rows left out before the page."),
+            "limit": serializers.IntegerField(help_text="Most rows on the page."),
+            "data": item(many=True, help_text="The rows of the page."),
+        },
+    )

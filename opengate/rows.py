@@ -1,0 +1,236 @@
+"""What every row endpoint shares: an operation says once what it takes, answers and refuses; the document repeats it."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import Any
+
+from pydantic_core import from_json
+from rest_framework import serializers
+from rest_framework.exceptions import ErrorDetail
+from rest_framework.negotiation import BaseContentNegotiation
+from rest_framework.parsers import BaseParser
+from rest_framework.renderers import JSONRenderer
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from opengate.errors import APIError, BodyTooLarge, DatabaseAway, InvalidBody
+from opengate.openapi import describe
+from opengate.pagination import PageQuery, list_of, page
+
+MAX_BODY_BYTES = 1024 * 1024
+MAX_INPUT_ECHO = 200
+SECRET_FIELDS = {"password", "current_password", "key"}
+_ID = re.compile(r"[+-]?[0-9]{1,40}")
+
+# Words of Django REST framework for faults, in pydantic's: one vocabulary for rows and calls.
+FAULTS: Mapping[str, tuple[str, str | None]] = {
+    "required": ("missing", "Field required"),
+    "null": ("none_not_allowed", "Input should not be null"),
+    "blank": ("string_too_short", "String should have at least 1 character"),
+    "min_length": ("string_too_short", None),
+    "max_length": ("string_too_long", None),
+    "min_value": ("greater_than_equal", None),
+    "max_value": ("less_than_equal", None),
+    "invalid_choice": ("enum", None),
+    "not_a_list": ("list_type", "Input should be a valid list"),
+    "null_characters_not_allowed": ("string_unicode", None),
+    "surrogate_characters_not_allowed": ("string_unicode", None),
+}
+
+
+class JSONParser(BaseParser):
+    """The body as JSON, whatever it says it is. Bounded in size and depth; numbers without a JSON form are refused."""
+
+    media_type = "application/json"
+
+    def parse(self, stream: Any, media_type: Any = None, parser_context: Any = None) -> Any:
+        raw = stream.read(MAX_BODY_BYTES + 1)
+        if len(raw) > MAX_BODY_BYTES:
+            raise _too_large()
+        try:
+            return from_json(raw, allow_inf_nan=False)
+        except ValueError as error:
+            fault = {"type": "json_invalid", "loc": ["body"], "msg": "JSON decode error", "ctx": {"error": str(error)}}
+            raise InvalidBody([fault]) from None
+
+
+class OnlyJSON(BaseContentNegotiation):
+    """JSON comes in and JSON goes out."""
+
+    def select_parser(self, request: Any, parsers: Any) -> Any:
+        return parsers[0]
+
+    def select_renderer(self, request: Any, renderers: Any, format_suffix: Any = None) -> Any:
+        return renderers[0], renderers[0].media_type
+
+
+class RowView(APIView):
+    """A view of rows; closed until a subclass names its permission. `tag` is its heading in the document."""
+
+    tag: str
+    parser_classes = (JSONParser,)
+    renderer_classes = (JSONRenderer,)
+    content_negotiation_class = OnlyJSON
+    http_method_names = ("get", "post", "patch", "delete")
+
+    @classmethod
+    def refusals(cls) -> list[APIError]:
+        """What each method may refuse before it is asked."""
+        parts = (*cls.authentication_classes, *cls.permission_classes)
+        return [refusal for part in parts for refusal in getattr(part, "REFUSALS", ())]
+
+
+Refusal = APIError | type[APIError]
+
+
+def operation(
+    summary: str,
+    *,
+    id: str,
+    query: type[serializers.Serializer] | None = None,
+    body: type[serializers.Serializer] | None = None,
+    answer: type[serializers.Serializer] | None = None,
+    status: int | None = None,
+    refusals: Sequence[Refusal] = (),
+    examples: Mapping[str, Any] | None = None,
+) -> Callable[[Callable[..., Any]], Callable[..., Response]]:
+    """A method of a RowView that gets path ids, `query` and `body` validated, and answers what `answer` serializes.
+
+    Faults of path, query and body are answered together, as 422. `status` is 200, or 204 where there is no `answer`.
+    `refusals` are documented; `examples` holds a `request` and a `response`.
+    """
+    code = status or (200 if answer else 204)
+
+    def decorate(method: Callable[..., Any]) -> Callable[..., Response]:
+        @wraps(method)
+        def endpoint(view: RowView, request: Request, **path: str) -> Response:
+            given = _validated(request, path, query, body)
+            content = method(view, request, **given)
+            return Response(None if answer is None else answer(content).data, status=code)
+
+        return describe(
+            id=id,
+            summary=summary,
+            description=method.__doc__ or "",
+            query=query,
+            body=body,
+            answer=answer,
+            status=code,
+            refusals=_refusals(refusals, body),
+            examples=examples or {},
+        )(endpoint)
+
+    return decorate
+
+
+def listing(
+    summary: str,
+    *,
+    id: str,
+    item: type[serializers.Serializer],
+    name: str,
+    query: type[PageQuery] = PageQuery,
+    refusals: Sequence[Refusal] = (),
+    example: Mapping[str, Any] | None = None,
+) -> Callable[[Callable[..., Any]], Callable[..., Response]]:
+    """A method of a RowView that answers a QuerySet, of which the page asked for is sent. `name` is the list's."""
+    envelope = list_of(item, name)
+
+    def decorate(method: Callable[..., Any]) -> Callable[..., Response]:
+        @wraps(method)
+        def endpoint(view: RowView, request: Request, **path: str) -> Response:
+            given = _validated(request, path, query, None)
+            total, rows = page(method(view, request, **given), given["query"])
+            sent = {"offset": given["query"]["offset"], "limit": given["query"]["limit"]}
+            return Response({"object": "list", "total": total, **sent, "data": item(rows, many=True).data})
+
+        content = {"object": "list", "total": 1, "offset": 0, "limit": 10, "data": [example]}
+        return describe(
+            id=id,
+            summary=summary,
+            description=method.__doc__ or "",
+            query=query,
+            body=None,
+            answer=envelope,
+            status=200,
+            refusals=_refusals(refusals, None),
+            examples={"response": content} if example else {},
+        )(endpoint)
+
+    return decorate
+
+
+def _validated(
+    request: Request,
+    path: Mapping[str, str],
+    query: type[serializers.Serializer] | None,
+    body: type[serializers.Serializer] | None,
+) -> dict[str, Any]:
+    """Arguments of the method; raises InvalidBody with the faults of all parts."""
+    given: dict[str, Any] = {}
+    faults: list[dict[str, Any]] = []
+    for name, text in path.items():
+        if _ID.fullmatch(text):
+            given[name] = int(text)
+        else:
+            message = "Input should be a valid integer, unable to parse string as an integer"
+            faults.append({"type": "int_parsing", "loc": ["path", name], "msg": message, "input": text[:MAX_INPUT_ECHO]})
+    for where, serializer, data in (
+        ("query", query, request.query_params.dict() if query else None),
+        ("body", body, request.data if body else None),
+    ):
+        if serializer is not None:
+            read = serializer(data=data)
+            if read.is_valid():
+                given[where] = read.validated_data
+            else:
+                faults += [_with_input(fault, data) for fault in faults_of(read.errors, [where])]
+    if faults:
+        raise InvalidBody(faults)
+    return given
+
+
+def faults_of(detail: Any, location: list[Any]) -> list[dict[str, Any]]:
+    """Faults as Django REST framework nests them, as a flat list of {"type", "loc", "msg"}."""
+    if isinstance(detail, dict):
+        return [
+            fault
+            for name, inner in detail.items()
+            for fault in faults_of(inner, location if name == "non_field_errors" else [*location, name])
+        ]
+    if isinstance(detail, list) and any(isinstance(inner, dict | list) for inner in detail):
+        return [fault for index, inner in enumerate(detail) for fault in faults_of(inner, [*location, index])]
+    return [_fault(message, location) for message in (detail if isinstance(detail, list) else [detail])]
+
+
+def _fault(message: Any, location: list[Any]) -> dict[str, Any]:
+    code = message.code if isinstance(message, ErrorDetail) else "value_error"
+    if code == "invalid" and location == ["body"]:
+        return {"type": "model_attributes_type", "loc": location, "msg": "Input should be a valid object"}
+    type, text = FAULTS.get(code, (code, None))
+    return {"type": type, "loc": location, "msg": text or str(message)}
+
+
+def _with_input(fault: dict[str, Any], data: Any) -> dict[str, Any]:
+    """The fault with what was given there, when that is short and no secret."""
+    for step in fault["loc"][1:]:
+        if isinstance(data, dict) and step in data and step not in SECRET_FIELDS:
+            data = data[step]
+        elif isinstance(data, list) and isinstance(step, int) and step < len(data):
+            data = data[step]
+        else:
+            return fault
+    if data is None or isinstance(data, bool | float) or (isinstance(data, str | int) and len(str(data)) <= MAX_INPUT_ECHO):
+        return fault | {"input": data}
+    return fault
+
+
+def _refusals(refusals: Sequence[Refusal], body: Any) -> list[APIError]:
+    always = (DatabaseAway(), *((_too_large(),) if body else ()))
+    return [*(refusal() if isinstance(refusal, type) else refusal for refusal in refusals), *always]
+
+
+def _too_large() -> BodyTooLarge:
+    return BodyTooLarge(f"Request size limit exceeded (max: {MAX_BODY_BYTES} bytes).")

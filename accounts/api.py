@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Any
 
 from axes.handlers.proxy import AxesProxyHandler
-from axes.helpers import get_cool_off
+from django.conf import settings
 from django.contrib.auth import authenticate
 from django.contrib.auth.signals import user_logged_in
 from django.db import transaction
@@ -14,7 +14,7 @@ from rest_framework.permissions import AllowAny
 from rest_framework.request import Request
 
 from accounts import serializers as shapes
-from accounts.authentication import KeyOfAnyAccount
+from accounts.authentication import KeyOfAnyAccount, caller
 from accounts.errors import (
     InvalidCurrentPassword,
     KeyLivesTooLong,
@@ -465,7 +465,7 @@ class MyInfo(RowView):
     )
     def get(self, request: Request) -> User:
         """Answers also when the account has expired."""
-        user: Any = _found(User.objects.select_related("role"), request.auth.user_id, UserNotFound)
+        user: Any = _found(User.objects.select_related("role"), caller(request).user_id, UserNotFound)
         user.open_limits = Limit.objects.filter(role=user.role).exclude(value=0)
         found: User = user
         return found
@@ -481,7 +481,7 @@ class MyInfo(RowView):
         """Name, e-mail and password. A new password takes the current one, where there is one."""
 
         def change() -> None:
-            row: User = _locked(User.objects.all(), request.auth.user_id, UserNotFound)
+            row: User = _locked(User.objects.all(), caller(request).user_id, UserNotFound)
             if body.get("password") is not None and row.has_usable_password():
                 row.check_current_password(body.get("current_password"))
             _change_account(row, body)
@@ -505,7 +505,7 @@ class MyKeys(RowView):
     )
     def post(self, request: Request, body: dict[str, Any]) -> dict[str, Any]:
         """It is shown once."""
-        key, text = _issue(request.auth.user_id, body["name"], body["expires"])
+        key, text = _issue(caller(request).user_id, body["name"], body["expires"])
         return {"id": key.id, "key": text, "token": text}
 
     @listing(
@@ -518,7 +518,7 @@ class MyKeys(RowView):
     )
     def get(self, request: Request, query: dict[str, Any]) -> QuerySet[Key]:
         """Not those that have expired."""
-        return Key.objects.unexpired().filter(user=request.auth.user_id)
+        return Key.objects.unexpired().filter(user=caller(request).user_id)
 
 
 class OneKey(RowView):
@@ -533,14 +533,14 @@ class OneKey(RowView):
         examples={"response": KEY | {"created": CREATED}},
     )
     def get(self, request: Request, key: int) -> Key:
-        rows = Key.objects.unexpired().filter(user=request.auth.user_id)
+        rows = Key.objects.unexpired().filter(user=caller(request).user_id)
         found: Key = _found(rows, key, TokenNotFound)
         return found
 
     @operation("Delete a key of yours", id="delete_my_key", refusals=(TokenNotFound,))
     def delete(self, request: Request, key: int) -> None:
         """It opens nothing from the next request on."""
-        _delete_key(Key.objects.filter(user=request.auth.user_id), key)
+        _delete_key(Key.objects.filter(user=caller(request).user_id), key)
 
 
 class Login(RowView):
@@ -578,7 +578,7 @@ class Login(RowView):
 def _login_refused(request: Any, email: str) -> APIError:
     """Why the login failed: axes has counted it by now."""
     if not AxesProxyHandler.is_allowed(request, {"username": email}):
-        return TooManyLogins(int(get_cool_off().total_seconds()))
+        return TooManyLogins(int(settings.AXES_COOLOFF_TIME.total_seconds()))
     user = User.objects.filter(email=email).first()
     if user is None:
         return UserNotFound()

@@ -62,6 +62,13 @@ class KeyAuthentication(BaseAuthentication):
         return CHALLENGE["WWW-Authenticate"]
 
 
+def caller(request: Request) -> Principal:
+    """Whose key the request carries, once it is authenticated."""
+    principal: Any = request.auth
+    found: Principal = principal
+    return found
+
+
 class KeyOfAnyAccount(KeyAuthentication):
     """Lets in a key whose account has expired, so that its owner can see that it has."""
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, ClassVar
 from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 
+from accounts.authentication import caller
 from accounts.errors import InsufficientRights
 from accounts.models import Permission
 from opengate.errors import APIError
@@ -34,7 +35,7 @@ class Administers(BasePermission):
     REFUSALS: ClassVar[tuple[APIError, ...]] = (InsufficientRights(),)
 
     def has_permission(self, request: Request, view: "APIView") -> bool:
-        if not request.auth.grants(self.permission):
+        if not caller(request).grants(self.permission):
             raise InsufficientRights(self.REFUSALS[0].detail)
         return True
 

@@ -34,6 +34,13 @@ class UpstreamRefused(UpstreamTrouble):
         return self.status >= 500 or self.status in self.OTHERS_MAY_DO_BETTER
 
 
+class ModelUnknown(UpstreamFailed):
+    """The provider answers, and has no model of that name."""
+
+    def __init__(self, model_name: str) -> None:
+        super().__init__(f"The model {model_name} is not among those it lists.", status=404)
+
+
 class UnreadableAnswer(UpstreamFailed):
     """The provider said 200, and something that is no answer."""
 

@@ -16,6 +16,8 @@ from rest_framework.views import exception_handler
 from inference.api import routes as inference_routes
 from inference.openapi import chat_paths
 from opengate.errors import APIError, DatabaseAway, InvalidBody, openai_error
+from opengate.openapi import SCHEME, open_objects
+from opengate.rows import faults_of
 
 logger = logging.getLogger(__name__)
 
@@ -79,22 +81,10 @@ def drf_exception_handler(error: Exception, context: dict[str, Any]) -> Response
     if isinstance(error, OperationalError | InterfaceError):
         error = DatabaseAway()
     if isinstance(error, exceptions.ValidationError):
-        error = InvalidBody(list(_faults(error.detail, ["body"])))
+        error = InvalidBody(faults_of(error.detail, ["body"]))
     if isinstance(error, APIError):
         return Response({"detail": error.detail}, status=error.status, headers=error.headers)
     return exception_handler(error, context)
-
-
-def _faults(detail: Any, location: list[Any]) -> Any:
-    if isinstance(detail, dict):
-        for name, inner in detail.items():
-            yield from _faults(inner, [*location, name])
-    elif isinstance(detail, list) and detail and isinstance(detail[0], dict):
-        for index, inner in enumerate(detail):
-            yield from _faults(inner, [*location, index])
-    else:
-        for message in detail if isinstance(detail, list) else [detail]:
-            yield {"type": message.code, "loc": location, "msg": str(message)}
 
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
@@ -129,6 +119,8 @@ def openapi_document() -> dict[str, Any]:
         document["paths"] |= other["paths"]
         for kind, entries in other.get("components", {}).items():
             components[kind] = components.get(kind, {}) | entries
+    components["securitySchemes"] = {SCHEME: {"type": "http", "scheme": "bearer"}}
+    open_objects(components["schemas"])
     used = {tag for path in document["paths"].values() for operation in path.values() for tag in operation["tags"]}
     document["tags"] = [{"name": tag} for tag in TAGS if tag in used]
     return document

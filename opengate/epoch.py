@@ -83,7 +83,7 @@ def bump_on_commit() -> None:
 
     For changes that send no signals (`update`, `bulk_create`) call it yourself.
     """
-    if not any(function is bump for _, function, _ in connection.run_on_commit):
+    if not any(hook[1] is bump for hook in connection.run_on_commit):
         transaction.on_commit(bump)
 
 

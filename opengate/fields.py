@@ -18,6 +18,7 @@ MAX_TIMESTAMP = 253_402_300_799
 MAX_INTEGER = 2**31 - 1
 MAX_AMOUNT = 999_999_999_999
 
+NO_INTEGER = "Input should be a valid integer, unable to parse string as an integer"
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 
 
@@ -34,10 +35,10 @@ def value_error(text: str) -> NoReturn:
 class Text(serializers.CharField):
     """A string with something in it, less the white space around it."""
 
-    def __init__(self, *, max_length: int = 255, **options: Any) -> None:
+    def __init__(self, *, max_length: int = 255, pattern: str = r"\S", **options: Any) -> None:
         super().__init__(min_length=1, max_length=max_length, **options)
-        if self.trim_whitespace:
-            self.validators.append(RegexValidator(r"\S"))  # never fails: it tells the document what strip would do
+        message = f"String should match pattern '{pattern}'"
+        self.validators.append(RegexValidator(pattern, message, "string_pattern_mismatch"))
 
     def to_internal_value(self, data: Any) -> str:
         if not isinstance(data, str):
@@ -90,7 +91,7 @@ class QueryInteger(serializers.IntegerField):
 
     def to_internal_value(self, data: Any) -> int:
         if not isinstance(data, str) or len(data) > 100 or not _INTEGER.fullmatch(data):
-            invalid("int_parsing", "Input should be a valid integer, unable to parse string as an integer")
+            invalid("int_parsing", NO_INTEGER)
         return int(data)
 
 

@@ -53,7 +53,7 @@ class RowSchema(AutoSchema):
     """The description of one method of a RowView: its tag, its ids, and what every method of the view may refuse."""
 
     def get_tags(self) -> list[str]:
-        return [self.view.tag]
+        return [self.view.tag]  # type: ignore[attr-defined]
 
     def _resolve_path_parameters(self, variables: Sequence[str]) -> list[dict[str, Any]]:
         return [
@@ -69,7 +69,7 @@ class RowSchema(AutoSchema):
 
     def _get_response_bodies(self, direction: Any = "response") -> dict[str, Any]:
         bodies: dict[str, Any] = super()._get_response_bodies(direction)
-        for status, response in refused(self.view.refusals()).items():
+        for status, response in refused(self.view.refusals()).items():  # type: ignore[attr-defined]
             found = self._get_response_for_code(response, str(status))
             if str(status) in bodies:  # the method has its own refusals of that status
                 known = bodies[str(status)]["content"]["application/json"]["examples"]

@@ -25,7 +25,9 @@ def ordered_query(*fields: str, by: str = "order_by", direction: str = "order_di
         "OrderedPageQuery",
         (PageQuery,),
         {
-            by: serializers.ChoiceField(choices=fields, default=fields[0], source="order_by", help_text="Sort by this."),
+            by: serializers.ChoiceField(
+                choices=fields, default=fields[0], source="order_by", help_text="Sort by this."
+            ),
             direction: serializers.ChoiceField(
                 choices=["asc", "desc"], default="asc", source="order_direction", help_text="Smallest or largest first."
             ),

@@ -1,4 +1,4 @@
-"""What every row endpoint shares: an operation says once what it takes, answers and refuses; the document repeats it."""
+"""What all row endpoints share: an operation says once what it takes, answers and refuses; the document repeats it."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +16,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from opengate.errors import APIError, BodyTooLarge, DatabaseAway, InvalidBody
+from opengate.fields import NO_INTEGER
 from opengate.openapi import describe
 from opengate.pagination import PageQuery, list_of, page
 
@@ -82,7 +83,7 @@ class RowView(APIView):
         return [refusal for part in parts for refusal in getattr(part, "REFUSALS", ())]
 
 
-Refusal = APIError | type[APIError]
+Refusal = APIError | Callable[[], APIError]
 
 
 def operation(
@@ -175,8 +176,8 @@ def _validated(
         if _ID.fullmatch(text):
             given[name] = int(text)
         else:
-            message = "Input should be a valid integer, unable to parse string as an integer"
-            faults.append({"type": "int_parsing", "loc": ["path", name], "msg": message, "input": text[:MAX_INPUT_ECHO]})
+            fault = {"type": "int_parsing", "loc": ["path", name], "msg": NO_INTEGER}
+            faults.append(_with_input(fault, {name: text}))
     for where, serializer, data in (
         ("query", query, request.query_params.dict() if query else None),
         ("body", body, request.data if body else None),
@@ -209,27 +210,26 @@ def _fault(message: Any, location: list[Any]) -> dict[str, Any]:
     code = message.code if isinstance(message, ErrorDetail) else "value_error"
     if code == "invalid" and location == ["body"]:
         return {"type": "model_attributes_type", "loc": location, "msg": "Input should be a valid object"}
-    type, text = FAULTS.get(code, (code, None))
+    type, text = FAULTS.get(str(code), (str(code), None))
     return {"type": type, "loc": location, "msg": text or str(message)}
 
 
 def _with_input(fault: dict[str, Any], data: Any) -> dict[str, Any]:
     """The fault with what was given there, when that is short and no secret."""
     for step in fault["loc"][1:]:
-        if isinstance(data, dict) and step in data and step not in SECRET_FIELDS:
-            data = data[step]
-        elif isinstance(data, list) and isinstance(step, int) and step < len(data):
-            data = data[step]
-        else:
+        is_there = step in data if isinstance(data, dict) else isinstance(data, list) and isinstance(step, int)
+        if not is_there or step in SECRET_FIELDS:
             return fault
-    if data is None or isinstance(data, bool | float) or (isinstance(data, str | int) and len(str(data)) <= MAX_INPUT_ECHO):
-        return fault | {"input": data}
-    return fault
+        data = data[step]
+    is_short = data is None or isinstance(data, bool | float)
+    is_short |= isinstance(data, int) and data.bit_length() <= 64
+    is_short |= isinstance(data, str) and len(data) <= MAX_INPUT_ECHO
+    return fault | {"input": data} if is_short else fault
 
 
 def _refusals(refusals: Sequence[Refusal], body: Any) -> list[APIError]:
     always = (DatabaseAway(), *((_too_large(),) if body else ()))
-    return [*(refusal() if isinstance(refusal, type) else refusal for refusal in refusals), *always]
+    return [*(refusal if isinstance(refusal, APIError) else refusal() for refusal in refusals), *always]
 
 
 def _too_large() -> BodyTooLarge:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from django.contrib import admin
-from django.urls import path
+from django.urls import include, path
 from drf_spectacular.views import SpectacularRedocView, SpectacularSwaggerView
 
 from opengate import health
@@ -14,6 +14,9 @@ PUBLIC: dict[str, Any] = {"authentication_classes": [], "permission_classes": []
 
 urlpatterns = [
     path("admin/", admin.site.urls),
+    path("v1/", include("accounts.urls")),
+    path("v1/", include("routing.urls")),
+    path("v1/", include("usage.urls")),
     path("v1/", calls.urls),
     path("health", health.live, name="health"),
     path("health/ready", health.ready, name="health-ready"),

@@ -1,6 +1,8 @@
-"""Why a model cannot be called."""
+"""Why a model cannot be called, and what routers and providers do not allow."""
 
-from opengate.errors import APIError
+from collections.abc import Iterable
+
+from opengate.errors import APIError, Conflict
 
 
 class ModelNotFound(APIError):
@@ -17,3 +19,96 @@ class WrongModelType(APIError):
 
     def __init__(self) -> None:
         super().__init__("Wrong model type.")
+
+
+class RouterNotFound(APIError):
+    status = 404
+
+    def __init__(self, id: int) -> None:
+        super().__init__(f"Model router {id} not found.")
+
+
+class RouterExists(Conflict):
+    """The name is another router's, or its alias."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"Router {name} already exists.")
+
+
+class AliasesExist(Conflict):
+    def __init__(self, aliases: Iterable[str]) -> None:
+        super().__init__(f"Following aliases already exist: '{', '.join(aliases)}'")
+
+
+class ProviderNotFound(APIError):
+    """With the id, the words that deleting uses."""
+
+    status = 404
+
+    def __init__(self, id: int | None = None) -> None:
+        super().__init__("Model provider not found." if id is None else f"Model provider {id} not found.")
+
+
+class ProviderExists(Conflict):
+    def __init__(self, model_name: str, url: str, router_id: int) -> None:
+        super().__init__(f"Model provider {model_name} for url {url} already exists for router {router_id}.")
+
+
+class ProviderUnreachable(APIError):
+    """The upstream does not answer, or does not know the model; `reason` says which, for those who look after it."""
+
+    status = 424
+
+    def __init__(self, model_name: str, reason: str = "") -> None:
+        super().__init__(f"Model provider {model_name} not reachable.")
+        self.reason = reason
+
+
+class InvalidProviderType(APIError):
+    status = 400
+
+    def __init__(self, provider_type: str, router_type: str) -> None:
+        super().__init__(f"Invalid model provider type {provider_type} for {router_type} router.")
+
+
+class InconsistentVectorSize(APIError):
+    status = 403
+
+    def __init__(self, router: str, expected: int, actual: int) -> None:
+        super().__init__(f"Inconsistent vector size for {router}. Expected: {expected}. Actual: {actual}")
+
+
+class InconsistentMaxContextLength(APIError):
+    status = 403
+
+    def __init__(self, router: str, expected: int, actual: int) -> None:
+        super().__init__(f"Inconsistent max context length for {router}. Expected: {expected}. Actual: {actual}")
+
+
+# The same faults, in the words that moving a provider to another router has in the contract.
+
+
+class InvalidProviderTypeForNewRouter(APIError):
+    status = 400
+
+    def __init__(self) -> None:
+        super().__init__("New router type is not compatible with the provider type.")
+
+
+class InconsistentVectorSizeOfNewRouter(APIError):
+    status = 403
+
+    def __init__(self) -> None:
+        super().__init__("Inconsistent model vector size.")
+
+
+class InconsistentMaxContextLengthOfNewRouter(APIError):
+    status = 403
+
+    def __init__(self) -> None:
+        super().__init__("Inconsistent model max context length.")
+
+
+class ProviderExistsInNewRouter(Conflict):
+    def __init__(self) -> None:
+        super().__init__("provider already exists for the new router.")

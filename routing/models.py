@@ -1,15 +1,28 @@
 """Routers, the names callers use, and providers, the upstreams that serve them."""
 
+from collections.abc import Iterable
 from decimal import Decimal
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from django.conf import settings
 from django.core.exceptions import ValidationError
-from django.core.validators import MaxValueValidator, MinValueValidator, URLValidator
+from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator, URLValidator
 from django.db import models, transaction
-from django.db.models import Q
+from django.db.models import Count, OuterRef, Q, Subquery
+from django.db.models.functions import Coalesce
 
 from opengate.encryption import EncryptedTextField
+from opengate.errors import APIError
+from routing.errors import (
+    AliasesExist,
+    InconsistentMaxContextLength,
+    InconsistentMaxContextLengthOfNewRouter,
+    InconsistentVectorSize,
+    InconsistentVectorSizeOfNewRouter,
+    InvalidProviderType,
+    InvalidProviderTypeForNewRouter,
+    RouterExists,
+)
 from routing.zones import ZONES
 
 
@@ -60,6 +73,22 @@ DEFAULT_URLS = {
 }
 
 
+class RouterQuerySet(models.QuerySet["Router"]):
+    def described(self) -> Self:
+        """With names, `provider_count`, and what the first provider says of the model: two queries for any number."""
+        providers = Provider.objects.filter(router=OuterRef("pk"))
+        counts = providers.order_by().values("router").annotate(count=Count("pk")).values("count")
+        first = providers.order_by("id")
+        return self.prefetch_related("names").annotate(
+            provider_count=Coalesce(Subquery(counts), 0),
+            vector_size=Subquery(first.values("vector_size")[:1]),
+            max_context_length=Subquery(first.values("max_context_length")[:1]),
+        )
+
+
+KEY_PATTERN = r"^[!-~]+$"  # what a header carries
+
+
 class Router(models.Model):
     """A model as callers know it. Saving it claims its name in the one namespace of names and aliases."""
 
@@ -88,6 +117,8 @@ class Router(models.Model):
     created = models.DateTimeField(auto_now_add=True)
     updated = models.DateTimeField(auto_now=True)
 
+    objects: ClassVar[RouterQuerySet] = RouterQuerySet.as_manager()  # type: ignore[assignment]
+
     class Meta:
         ordering = ["id"]
         constraints = [
@@ -108,6 +139,50 @@ class Router(models.Model):
         with transaction.atomic():
             super().save(*args, **kwargs)
             RouterName.objects.update_or_create(router=self, is_alias=False, defaults={"value": self.name})
+
+    def rename(self, name: str, aliases: Iterable[str] | None) -> None:
+        """Save the router with this name and, unless None, these aliases in place of the former; in a transaction.
+
+        Aliases that go are gone first, so that a router and its alias may swap names.
+        """
+        held = {row.value: row for row in self.names.filter(is_alias=True)} if self.pk else {}
+        wanted = list(held) if aliases is None else list(dict.fromkeys(aliases))
+        for value in held.keys() - set(wanted):
+            held[value].delete()
+        self.name = name
+        self.save()
+        for value in wanted:
+            if value not in held:
+                RouterName.objects.create(router=self, value=value)
+
+    def name_conflict(self, name: str, aliases: Iterable[str]) -> APIError:
+        """The refusal for names of which one is another router's, or is wanted twice."""
+        others = RouterName.objects.exclude(router_id=self.pk) if self.pk else RouterName.objects.all()
+        aliases = list(dict.fromkeys(aliases))
+        taken = set(others.filter(value__in=[name, *aliases]).values_list("value", flat=True))
+        clashing = [alias for alias in aliases if alias in taken or alias == name]
+        return AliasesExist(clashing) if clashing and name not in taken else RouterExists(name)
+
+    def serves(self, provider_type: str) -> bool:
+        """Whether providers of that type can serve this router's model."""
+        return provider_type in SERVED_BY[ModelType(self.type)]
+
+    def require_fit(self, provider: "Provider", *, moving: bool = False) -> None:
+        """Raises one of the four faults of a provider that cannot serve this router's model beside those that do.
+
+        What an upstream does not tell (null) contradicts nothing. `moving` chooses the words.
+        """
+        if not self.serves(provider.type):
+            raise InvalidProviderTypeForNewRouter if moving else InvalidProviderType(provider.type, self.type)
+        for other in self.providers.exclude(pk=provider.pk):
+            sizes = other.vector_size, provider.vector_size
+            if None not in sizes and sizes[0] != sizes[1]:
+                raise InconsistentVectorSizeOfNewRouter if moving else InconsistentVectorSize(self.name, *sizes)  # type: ignore[arg-type]
+            lengths = other.max_context_length, provider.max_context_length
+            if None not in lengths and lengths[0] != lengths[1]:
+                if moving:
+                    raise InconsistentMaxContextLengthOfNewRouter
+                raise InconsistentMaxContextLength(self.name, *lengths)  # type: ignore[arg-type]
 
 
 class RouterNameQuerySet(models.QuerySet["RouterName"]):
@@ -146,7 +221,12 @@ class Provider(models.Model):
     url = models.CharField(
         max_length=512, blank=True, help_text="Without /v1; empty takes the address of albert, openai or mistral."
     )
-    key = EncryptedTextField(null=True, blank=True, help_text="The upstream's API key; encrypted at rest.")
+    key = EncryptedTextField(
+        null=True,
+        blank=True,
+        validators=[RegexValidator(KEY_PATTERN, "Letters, digits and signs of ASCII, without spaces.")],
+        help_text="The upstream's API key; encrypted at rest.",
+    )
     timeout = models.PositiveIntegerField(
         default=300, validators=[MinValueValidator(1), MaxValueValidator(3600)], help_text="Seconds."
     )
@@ -181,12 +261,12 @@ class Provider(models.Model):
         if not self.url:
             raise ValidationError({"url": "URL is required for this model provider type."})
         try:
-            URLValidator(schemes=["http", "https"])(_checkable(self.url))
+            check_url(self.url)
         except ValidationError as error:
             raise ValidationError({"url": error.messages}) from None
         if self.qos_metric and self.qos_limit is None:
             raise ValidationError({"qos_limit": "QoS value is required if QoS metric is provided."})
-        if self.router_id and self.type not in SERVED_BY[ModelType(self.router.type)]:
+        if self.router_id and not self.router.serves(self.type):
             message = f"Invalid model provider type {self.type} for {self.router.type} router."
             raise ValidationError({"type": message})
 
@@ -198,6 +278,13 @@ class Provider(models.Model):
     def save(self, *args: Any, **kwargs: Any) -> None:
         self.url = self.completed_url()
         super().save(*args, **kwargs)
+
+
+def check_url(url: str) -> None:
+    """Raises ValidationError unless it is http or https and a host, and paths can be added to it."""
+    URLValidator(schemes=["http", "https"])(_checkable(url))
+    if any(sign in url for sign in "?#@\\"):
+        raise ValidationError("Enter a URL without credentials, query or fragment.")
 
 
 def _checkable(url: str) -> str:

@@ -63,6 +63,23 @@ class Snapshot:
         return router
 
 
+def provider_of(row: models.Provider) -> Provider:
+    """A provider as calls use it."""
+    return Provider(
+        id=row.id,
+        type=row.type,
+        url=row.url,
+        key=row.key or None,
+        timeout=row.timeout,
+        model_name=row.model_name,
+        zone=row.model_hosting_zone,
+        total_params=row.model_total_params,
+        active_params=row.model_active_params,
+        qos_metric=row.qos_metric,
+        qos_limit=row.qos_limit,
+    )
+
+
 def require_type(router: Router, types: Collection[str]) -> None:
     """Raises WrongModelType unless the router has one of the types, ModelNotFound when nobody serves it."""
     if router.type not in types:
@@ -90,22 +107,7 @@ def _router(row: models.Router) -> Router:
         owned_by=row.user.organization.name if row.user and row.user.organization else None,
         created=int(row.created.timestamp()),
         max_context_length=providers[0].max_context_length if providers else None,
-        providers=tuple(
-            Provider(
-                id=provider.id,
-                type=provider.type,
-                url=provider.url,
-                key=provider.key or None,
-                timeout=provider.timeout,
-                model_name=provider.model_name,
-                zone=provider.model_hosting_zone,
-                total_params=provider.model_total_params,
-                active_params=provider.model_active_params,
-                qos_metric=provider.qos_metric,
-                qos_limit=provider.qos_limit,
-            )
-            for provider in providers
-        ),
+        providers=tuple(provider_of(provider) for provider in providers),
     )
 
 

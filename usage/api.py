@@ -7,6 +7,7 @@ from django.db.models import QuerySet
 from django.utils import timezone
 from rest_framework.request import Request
 
+from accounts.authentication import caller
 from accounts.permissions import AnyKey
 from opengate.rows import RowView, listing
 from usage.models import UsageRecord
@@ -50,7 +51,7 @@ class MyUsage(RowView):
         """One row a call that was answered, the newest first."""
         start, end, endpoint = query.get("start_time"), query.get("end_time"), query.get("endpoint")
         since = datetime.fromtimestamp(start, UTC) if start is not None else timezone.now() - DEFAULT_PERIOD
-        rows = UsageRecord.objects.filter(user_id=request.auth.user_id, status__range=(200, 299), created__gte=since)
+        rows = UsageRecord.objects.filter(user_id=caller(request).user_id, status__range=(200, 299), created__gte=since)
         if end is not None:  # to the end of that second
             rows = rows.filter(created__lt=datetime.fromtimestamp(end, UTC) + timedelta(seconds=1))
         if endpoint is not None:

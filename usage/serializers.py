@@ -21,7 +21,7 @@ class LimitSerializer(serializers.Serializer):
         max_value=MAX_ID,
         allow_null=True,
         default=None,
-        help_text="Null is unlimited; 0 closes the router. A router is open when all four types are there and none is 0.",
+        help_text="Null is unlimited, 0 closes the router. It is open when all four types are there and none is 0.",
     )
 
 

@@ -1,16 +1,20 @@
 """Clients of providers: one class a wire dialect, over one pooled HTTP client."""
 
+from inference.upstream.albert import Albert
 from inference.upstream.http import close
 from inference.upstream.openai import OpenAI
+from inference.upstream.tei import TEI
+from inference.upstream.vllm import VLLM
 from routing.snapshot import Provider
 
 __all__ = ["DIALECTS", "OpenAI", "client", "close"]
 
 DIALECTS: dict[str, type[OpenAI]] = {
-    "albert": OpenAI,
+    "albert": Albert,
     "mistral": OpenAI,
     "openai": OpenAI,
-    "vllm": OpenAI,
+    "tei": TEI,
+    "vllm": VLLM,
 }
 
 

@@ -44,11 +44,20 @@ async def close() -> None:
         await session.close()
 
 
+async def get(provider: Provider, path: str) -> bytes:
+    """Get JSON and read the whole answer; raises as `post` does."""
+    return await _whole(provider, path, None)
+
+
 async def post(provider: Provider, path: str, body: bytes) -> bytes:
     """Post JSON and read the whole answer, within the provider's timeout.
 
     Raises UpstreamRefused for an error status, UpstreamFailed for everything that is no answer.
     """
+    return await _whole(provider, path, body)
+
+
+async def _whole(provider: Provider, path: str, body: bytes | None) -> bytes:
     timeout = aiohttp.ClientTimeout(total=provider.timeout, connect=_connect_timeout(provider))
     async with _request(provider, path, body, timeout, accept="application/json") as response:
         return await _read(response, settings.UPSTREAM_MAX_RESPONSE_BYTES)
@@ -73,15 +82,22 @@ async def stream(provider: Provider, path: str, body: bytes) -> AsyncGenerator[b
 
 @asynccontextmanager
 async def _request(
-    provider: Provider, path: str, body: bytes, timeout: aiohttp.ClientTimeout, *, accept: str
+    provider: Provider, path: str, body: bytes | None, timeout: aiohttp.ClientTimeout, *, accept: str
 ) -> AsyncIterator[aiohttp.ClientResponse]:
     """An answer with status 200; the client's faults, here and while it is read, become ours."""
-    headers = {"Content-Type": "application/json", "Accept": accept, "Accept-Encoding": "identity"}
+    headers = {"Accept": accept, "Accept-Encoding": "identity"}
+    if body is not None:
+        headers["Content-Type"] = "application/json"
     if provider.key:
         headers["Authorization"] = f"Bearer {provider.key}"
     try:
-        async with _session().post(
-            provider.url + path, data=body, headers=headers, timeout=timeout, allow_redirects=False
+        async with _session().request(
+            "GET" if body is None else "POST",
+            provider.url + path,
+            data=body,
+            headers=headers,
+            timeout=timeout,
+            allow_redirects=False,
         ) as response:
             if response.status != 200:
                 raise await _refusal(provider, response)

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic_core import from_json, to_json
 
-from inference.errors import UnreadableAnswer
+from inference.errors import ModelUnknown, UnreadableAnswer
 from inference.streaming import DONE, Splitter
 from inference.upstream import http
 from routing.snapshot import Provider
@@ -18,14 +18,36 @@ class OpenAI:
     def __init__(self, provider: Provider) -> None:
         self.provider = provider
 
+    CONTEXT_LENGTH = "max_context_length"  # where the upstream says how many tokens the model takes
+
+    async def describe(self) -> dict[str, Any]:
+        """What the upstream says of the model; raises ModelUnknown when it has none of that name, or as `chat` does."""
+        models = (await self._get("v1/models")).get("data")
+        for entry in models if isinstance(models, list) else ():
+            if isinstance(entry, dict) and self.is_named(entry):
+                return entry
+        raise ModelUnknown(self.provider.model_name)
+
+    def is_named(self, entry: dict[str, Any]) -> bool:
+        """Whether an entry of the list of models is the provider's."""
+        return entry.get("id") == self.provider.model_name
+
+    async def embed(self, texts: list[str]) -> list[list[float]]:
+        """One vector a text, in order; raises as `chat` does."""
+        body = _encoded({"model": self.provider.model_name, "input": texts if len(texts) > 1 else texts[0]})
+        answer = self._read(await http.post(self.provider, "v1/embeddings", body))
+        rows = answer.get("data")
+        found = [row.get("embedding") for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+        vectors = [vector for vector in found if isinstance(vector, list) and vector]
+        if len(vectors) != len(texts):
+            raise UnreadableAnswer
+        return vectors
+
     async def chat(self, payload: dict[str, Any]) -> dict[str, Any]:
         """The provider's `chat.completion` object; raises UpstreamRefused or UpstreamFailed."""
         body = _encoded(payload | {"model": self.provider.model_name})
-        try:
-            answer = from_json(await http.post(self.provider, "v1/chat/completions", body), allow_inf_nan=False)
-        except ValueError as error:
-            raise UnreadableAnswer from error
-        if not isinstance(answer, dict) or not isinstance(answer.get("choices"), list):
+        answer = self._read(await http.post(self.provider, "v1/chat/completions", body))
+        if not isinstance(answer.get("choices"), list):
             raise UnreadableAnswer
         return answer
 
@@ -46,6 +68,19 @@ class OpenAI:
                         return
         for data in splitter.end():
             yield data
+
+    async def _get(self, path: str) -> dict[str, Any]:
+        return self._read(await http.get(self.provider, path))
+
+    def _read(self, raw: bytes) -> dict[str, Any]:
+        """The JSON object of an answer; raises UnreadableAnswer."""
+        try:
+            answer = from_json(raw, allow_inf_nan=False)
+        except ValueError as error:
+            raise UnreadableAnswer from error
+        if not isinstance(answer, dict):
+            raise UnreadableAnswer
+        return answer
 
 
 def _encoded(payload: dict[str, Any]) -> bytes:

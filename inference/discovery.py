@@ -1,0 +1,41 @@
+"""What an upstream says of a model, asked when a provider is made and whenever an operator wants to know."""
+
+import logging
+from dataclasses import dataclass
+
+from inference import upstream
+from inference.errors import UpstreamTrouble
+from routing import models
+from routing.errors import ProviderUnreachable
+from routing.snapshot import provider_of
+
+logger = logging.getLogger(__name__)
+
+MAX_TOKENS = 2**31 - 1  # what the column holds; no model takes as many
+MAX_REASON = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Discovered:
+    """Tokens that the model takes and numbers of its vectors; None where the upstream does not tell."""
+
+    max_context_length: int | None
+    vector_size: int | None
+
+
+async def discover(provider: models.Provider, router_type: str) -> Discovered:
+    """Ask the provider's upstream about its model; raises ProviderUnreachable.
+
+    The provider need not be stored. Never call it inside a transaction: the upstream may take the provider's timeout.
+    """
+    client = upstream.client(provider_of(provider))
+    try:
+        length = (await client.describe()).get(client.CONTEXT_LENGTH)
+        embeds = router_type == models.ModelType.TEXT_EMBEDDINGS_INFERENCE
+        vectors = await client.embed(["hello world"]) if embeds else []
+    except UpstreamTrouble as error:
+        reason = f"{error.status}: {error.detail}"[:MAX_REASON]
+        logger.warning("Provider %r at %s is not reachable: %r", provider.model_name, provider.url, reason)
+        raise ProviderUnreachable(provider.model_name, reason) from error
+    is_length = isinstance(length, int) and not isinstance(length, bool) and 0 < length <= MAX_TOKENS
+    return Discovered(length if is_length else None, len(vectors[0]) if vectors else None)

@@ -14,7 +14,7 @@ from rest_framework.permissions import AllowAny
 from rest_framework.request import Request
 
 from accounts import serializers as shapes
-from accounts.authentication import KeyOfAnyAccount, caller
+from accounts.authentication import caller
 from accounts.errors import (
     InvalidCurrentPassword,
     KeyLivesTooLong,
@@ -439,8 +439,8 @@ def _delete_key(rows: QuerySet[Key], id: int) -> None:
 
 class MyInfo(RowView):
     tag = "Me"
-    authentication_classes = (KeyOfAnyAccount,)
     permission_classes = (AnyKey,)
+    for_expired_accounts = True
 
     @operation(
         "Get your account",

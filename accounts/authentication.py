@@ -48,14 +48,18 @@ class HTTPBearer(HttpAuthBase):
 
 
 class KeyAuthentication(BaseAuthentication):
-    """For Django REST framework: `request.user` and `request.auth` are the principal."""
+    """For Django REST framework: `request.user` and `request.auth` are the principal.
+
+    A view with `for_expired_accounts` lets the owner of an expired account see that it has expired.
+    """
 
     REFUSALS = (NotAuthenticated(), InvalidKey())
-    expired_account = False
 
     def authenticate(self, request: Request) -> tuple[Any, Any]:
-        authorization = request.headers.get("Authorization")
-        principal = async_to_sync(authenticate_now)(authorization, expired_account=self.expired_account)
+        view = request.parser_context["view"]
+        principal = async_to_sync(authenticate_now)(
+            request.headers.get("Authorization"), expired_account=getattr(view, "for_expired_accounts", False)
+        )
         return principal, principal
 
     def authenticate_header(self, request: Request) -> str:
@@ -67,9 +71,3 @@ def caller(request: Request) -> Principal:
     principal: Any = request.auth
     found: Principal = principal
     return found
-
-
-class KeyOfAnyAccount(KeyAuthentication):
-    """Lets in a key whose account has expired, so that its owner can see that it has."""
-
-    expired_account = True

@@ -6,7 +6,7 @@ from ninja import Router as Routes
 
 from accounts.authentication import HTTPBearer
 from accounts.principals import Principal
-from inference.schemas import Model, ModelCosts, Models
+from inference.schemas import CallError, Model, ModelCosts, Models
 from routing import snapshot
 from routing.errors import ModelNotFound
 from routing.snapshot import Router
@@ -15,13 +15,26 @@ from usage import limits
 routes = Routes(auth=HTTPBearer(), tags=["Models"])
 
 
-@routes.get("/models", response=Models, summary="List the models you may use")
+REFUSED = {401: CallError, 503: CallError}
+
+
+@routes.get(
+    "/models",
+    response={200: Models, **REFUSED},
+    summary="List the models you may use",
+    operation_id="list_models",
+)
 async def list_models(request: HttpRequest) -> Models:
     """Models of your role that a provider serves."""
     return Models(object="list", data=[_model(router) for router in await _visible(_caller(request))])
 
 
-@routes.get("/models/{path:model}", response=Model, summary="Get a model")
+@routes.get(
+    "/models/{path:model}",
+    response={200: Model, **REFUSED, 404: CallError},
+    summary="Get a model",
+    operation_id="get_model",
+)
 async def get_model(request: HttpRequest, model: str) -> Model:
     """A model by its name or an alias; names may hold slashes."""
     for router in await _visible(_caller(request)):

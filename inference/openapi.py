@@ -4,34 +4,33 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
-from inference.schemas import ChatCompletionRequest
+from inference.schemas import CallError, ChatCompletionRequest
 
 REF = "#/components/schemas/{model}"
 EXAMPLE = {"model": "smollm2", "messages": [{"role": "user", "content": "Say hello."}]}
-ERROR = {
-    "type": "object",
-    "description": "Why the call was refused: a sentence, or the list of faults of a body that does not validate.",
-    "properties": {"detail": {}, "error": {"type": "object", "additionalProperties": True}},
-    "required": ["detail"],
-}
 COMPLETION = {
     "type": "object",
     "description": "A `chat.completion` as the provider sent it, with the caller's model name and our `usage`.",
     "additionalProperties": True,
     "properties": {
-        "id": {"type": "string"},
-        "object": {"type": "string"},
+        "id": {"type": "string", "description": "The provider's id of the completion, else one of ours."},
+        "object": {"type": "string", "description": "Always `chat.completion`."},
         "created": {"type": "integer", "description": "Unix seconds."},
-        "model": {"type": "string"},
-        "choices": {"type": "array", "items": {"type": "object", "additionalProperties": True}},
+        "model": {"type": "string", "description": "The name that the caller used."},
+        "choices": {
+            "type": "array",
+            "items": {"type": "object", "additionalProperties": True},
+            "description": "The answers.",
+        },
         "usage": {
             "type": "object",
+            "description": "What the call used.",
             "additionalProperties": True,
             "properties": {
-                "prompt_tokens": {"type": "integer"},
-                "completion_tokens": {"type": "integer"},
-                "total_tokens": {"type": "integer"},
-                "cost": {"type": "number"},
+                "prompt_tokens": {"type": "integer", "description": "Tokens in."},
+                "completion_tokens": {"type": "integer", "description": "Tokens out."},
+                "total_tokens": {"type": "integer", "description": "Their sum."},
+                "cost": {"type": "number", "description": "By the router's prices."},
                 "carbon": {"type": "object", "additionalProperties": True, "description": "Least and most."},
                 "impacts": {"type": "object", "additionalProperties": True, "description": "kWh and kgCO2eq."},
                 "requests": {"type": "integer", "description": "Calls of models that this request made."},
@@ -54,8 +53,9 @@ REFUSALS = {
 
 def chat_paths() -> dict[str, Any]:
     """`paths` and `components` of the chat operation."""
-    _, definitions = models_json_schema([(ChatCompletionRequest, "validation")], ref_template=REF)
-    error = {"application/json": {"schema": {"$ref": REF.format(model="Error")}}}
+    models = [(ChatCompletionRequest, "validation"), (CallError, "serialization")]
+    _, definitions = models_json_schema(models, ref_template=REF)  # type: ignore[arg-type]
+    error = {"application/json": {"schema": {"$ref": REF.format(model="CallError")}}}
     operation = {
         "operationId": "create_chat_completion",
         "summary": "Create a chat completion",
@@ -79,11 +79,5 @@ def chat_paths() -> dict[str, Any]:
             **{status: {"description": text, "content": error} for status, text in REFUSALS.items()},
         },
     }
-    schemas = {**definitions["$defs"], "ChatCompletion": COMPLETION, "Error": ERROR}
-    return {
-        "paths": {"/v1/chat/completions": {"post": operation}},
-        "components": {
-            "schemas": schemas,
-            "securitySchemes": {"HTTPBearer": {"type": "http", "scheme": "bearer"}},
-        },
-    }
+    schemas = {**definitions["$defs"], "ChatCompletion": COMPLETION}
+    return {"paths": {"/v1/chat/completions": {"post": operation}}, "components": {"schemas": schemas}}

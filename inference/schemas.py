@@ -65,6 +65,13 @@ class ChatCompletionRequest(BaseModel):
         return body, payload
 
 
+class CallError(Schema):
+    """Why the call was refused."""
+
+    detail: Any = Field(description="A sentence, the faults of a body that does not validate, or the upstream's words.")
+    error: dict[str, Any] | None = Field(None, description="The same, as OpenAI's clients read it.")
+
+
 class ModelCosts(Schema):
     prompt_tokens: float = Field(description="Price of a million prompt tokens.")
     completion_tokens: float = Field(description="Price of a million completion tokens.")
@@ -78,12 +85,12 @@ class Model(Schema):
     created: int = Field(description="Unix seconds.")
     owned_by: str = Field(description="The organization whose member made the router, else the application.")
     max_context_length: int | None = Field(description="Tokens, where known.")
-    costs: ModelCosts
+    costs: ModelCosts = Field(description="What its tokens cost.")
 
 
 class Models(Schema):
     object: Literal["list"] = Field("list", description="Always `list`.")
-    data: list[Model]
+    data: list[Model] = Field(description="The models.")
 
 
 def _object(raw: bytes) -> dict[str, Any]:

@@ -148,7 +148,7 @@ class FutureTimestamp(Timestamp):
 
 
 class Constant(serializers.Field):
-    """What kind of object this is."""
+    """A field that is the same for every row: what kind of object it is."""
 
     def __init__(self, value: str) -> None:
         super().__init__(read_only=True, source="*", help_text=f"Always `{value}`.")

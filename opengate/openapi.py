@@ -4,10 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
-from drf_spectacular.extensions import OpenApiAuthenticationExtension
+from drf_spectacular.extensions import OpenApiAuthenticationExtension, OpenApiSerializerFieldExtension
 from drf_spectacular.openapi import AutoSchema
 from drf_spectacular.utils import OpenApiExample, OpenApiResponse, extend_schema
 from rest_framework import serializers
+from rest_framework.fields import empty
 
 from opengate.errors import APIError
 
@@ -18,11 +19,17 @@ CLOSED = {"Model", "ModelCosts", "HTTPValidationError", "ValidationError"}
 
 class BearerScheme(OpenApiAuthenticationExtension):
     target_class = "accounts.authentication.KeyAuthentication"
-    match_subclasses = True
     name = SCHEME
 
     def get_security_definition(self, auto_schema: Any) -> dict[str, Any]:
         return {"type": "http", "scheme": "bearer"}
+
+
+class ConstantExtension(OpenApiSerializerFieldExtension):
+    target_class = "opengate.fields.Constant"
+
+    def map_serializer_field(self, auto_schema: Any, direction: Any) -> dict[str, Any]:
+        return {"type": "string", "const": self.target.value, "default": self.target.value}
 
 
 class ErrorSerializer(serializers.Serializer):
@@ -55,6 +62,14 @@ class RowSchema(AutoSchema):
     def get_tags(self) -> list[str]:
         return [self.view.tag]  # type: ignore[attr-defined]
 
+    def _get_serializer_field_meta(self, field: Any, direction: Any) -> dict[str, Any]:
+        """With the defaults that drf-spectacular leaves out: null, and an empty list."""
+        meta: dict[str, Any] = super()._get_serializer_field_meta(field, direction)
+        default = getattr(field, "default", empty)
+        if default is None or default is list:
+            meta["default"] = None if default is None else []
+        return meta
+
     def _resolve_path_parameters(self, variables: Sequence[str]) -> list[dict[str, Any]]:
         return [
             {
@@ -62,7 +77,7 @@ class RowSchema(AutoSchema):
                 "name": name,
                 "required": True,
                 "schema": {"type": "integer"},
-                "description": f"Id of the {name}.",
+                "description": f"Id of the {'key' if name == 'token' else name}.",
             }
             for name in variables
         ]
@@ -103,7 +118,7 @@ def describe(
     return extend_schema(
         operation_id=id,
         summary=summary,
-        description=description,
+        description=description or f"{summary}.",
         parameters=[query] if query else None,
         request=body,
         responses={status: done, 422: invalid, **refused(refusals)},

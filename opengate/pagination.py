@@ -21,18 +21,13 @@ class PageQuery(serializers.Serializer):
 
 def ordered_query(*fields: str, by: str = "order_by", direction: str = "order_direction") -> type[PageQuery]:
     """A page query that also takes the order: one of `fields`, the first by default."""
-    return type(
-        "OrderedPageQuery",
-        (PageQuery,),
-        {
-            by: serializers.ChoiceField(
-                choices=fields, default=fields[0], source="order_by", help_text="Sort by this."
-            ),
-            direction: serializers.ChoiceField(
-                choices=["asc", "desc"], default="asc", source="order_direction", help_text="Smallest or largest first."
-            ),
-        },
-    )
+    choices = serializers.ChoiceField(choices=fields, default=fields[0], help_text="What to sort by.")
+    directions = serializers.ChoiceField(choices=["asc", "desc"], default="asc", help_text="Smallest or largest first.")
+
+    def validate(self: PageQuery, attrs: dict[str, Any]) -> dict[str, Any]:
+        return attrs | {"order": ("-" if attrs[direction] == "desc" else "") + attrs[by]}
+
+    return type("OrderedPageQuery", (PageQuery,), {by: choices, direction: directions, "validate": validate})
 
 
 def page(rows: QuerySet[Any], query: dict[str, Any]) -> tuple[int, Sequence[Any]]:
@@ -44,9 +39,9 @@ def page(rows: QuerySet[Any], query: dict[str, Any]) -> tuple[int, Sequence[Any]
     offset, limit = query["offset"], query["limit"]
     if offset >= total:  # also what no database could count to
         return total, []
-    if "order_by" in query:
-        sign = "-" if query["order_direction"] == "desc" else ""
-        rows = rows.order_by(*(f"{sign}{name}" for name in dict.fromkeys((query["order_by"], "id"))))
+    if "order" in query:
+        sign = "-" if query["order"].startswith("-") else ""
+        rows = rows.order_by(*dict.fromkeys((query["order"], f"{sign}id")))
     return total, list(rows[offset : offset + limit])
 
 

@@ -71,12 +71,17 @@ def _permissions(**options: Any) -> serializers.ListField:
     )
 
 
+def _limits(**options: Any) -> serializers.ListField:
+    help_text = "Which routers the role opens, and how wide."
+    return serializers.ListField(child=LimitSerializer(), help_text=help_text, **options)
+
+
 class CreateRoleSerializer(serializers.Serializer):
     """A role to make."""
 
     name = Text(help_text="Unique.")
     permissions = _permissions(allow_null=True, default=list)
-    limits = LimitSerializer(many=True, default=list, help_text="Which routers the role opens, and how wide.")
+    limits = _limits(default=list)
 
     def validate_permissions(self, permissions: list[str] | None) -> list[str]:
         return list(dict.fromkeys(permissions or ()))
@@ -90,9 +95,7 @@ class RoleUpdateRequestSerializer(serializers.Serializer):
 
     name = Text(required=False, allow_null=True, help_text="Unique.")
     permissions = _permissions(required=False, allow_null=True)
-    limits = LimitSerializer(
-        many=True, required=False, allow_null=True, help_text="Which routers the role opens, and how wide."
-    )
+    limits = _limits(required=False, allow_null=True)
 
     def validate_permissions(self, permissions: list[str] | None) -> list[str] | None:
         return None if permissions is None else list(dict.fromkeys(permissions))
@@ -108,7 +111,7 @@ class RoleSerializer(serializers.Serializer):
     id = serializers.IntegerField(help_text="Id of the role.")
     name = serializers.CharField(help_text="Unique.")
     permissions = _permissions()
-    limits = LimitSerializer(many=True, source="limits.all", help_text="Which routers the role opens, and how wide.")
+    limits = _limits(source="limits.all")
     users = serializers.IntegerField(source="user_count", help_text="How many users have it.")
     created = Timestamp(help_text="Unix seconds.")
     updated = Timestamp(help_text="Unix seconds.")
@@ -142,8 +145,12 @@ class UserUpdateRequestSerializer(serializers.Serializer):
 
     email = Text(max_length=MAX_EMAIL, required=False, allow_null=True, help_text="Null or absent is unchanged.")
     name = FreeText(required=False, allow_null=True, help_text="Null or absent is unchanged.")
-    current_password = Secret(
-        max_length=MAX_PASSWORD, required=False, allow_null=True, help_text="Where it is given it must be right."
+    current_password = FreeText(
+        max_length=MAX_PASSWORD,
+        trim_whitespace=False,
+        required=False,
+        allow_null=True,
+        help_text="Where it is given it must be right.",
     )
     password = Secret(max_length=MAX_PASSWORD, required=False, allow_null=True, help_text="The new one, if any.")
     role = Id(required=False, allow_null=True, help_text="Null or absent is unchanged.")
@@ -280,8 +287,9 @@ class UpdateUserInfoSerializer(serializers.Serializer):
 
     name = FreeText(required=False, allow_null=True, help_text="What you are called.")
     email = Text(max_length=MAX_EMAIL, required=False, allow_null=True, help_text="Unique; what you sign in with.")
-    current_password = Secret(
+    current_password = FreeText(
         max_length=MAX_PASSWORD,
+        trim_whitespace=False,
         required=False,
         allow_null=True,
         help_text="Needed for a new password, where there is one.",

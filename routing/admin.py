@@ -1,14 +1,22 @@
 """The console's pages of routers and providers."""
 
+from copy import copy
 from typing import Any
 
+from asgiref.sync import async_to_sync
 from django import forms
-from django.contrib import admin
+from django.contrib import admin, messages
+from django.db import transaction
 from django.db.models import Count, QuerySet
 from django.http import HttpRequest
 
+from inference import discovery
 from opengate.encryption import mask
+from opengate.errors import APIError
+from routing.errors import ProviderUnreachable
 from routing.models import Provider, Router, RouterName
+
+LONGEST_WAIT_SECONDS = 10  # of a person at a page, for an upstream
 
 
 class ProviderForm(forms.ModelForm):
@@ -56,6 +64,25 @@ PROVIDER_FIELDS = (
 )
 
 
+def ask_upstream(request: HttpRequest, provider: Provider) -> None:
+    """Once the provider is stored, ask its upstream about the model, and tell the administrator what it says."""
+    transaction.on_commit(lambda: _ask_upstream(request, provider.pk))
+
+
+def _ask_upstream(request: HttpRequest, id: int) -> None:
+    provider = Provider.objects.select_related("router").get(pk=id)
+    asked = copy(provider)
+    asked.timeout = min(asked.timeout, LONGEST_WAIT_SECONDS)
+    try:
+        found = async_to_sync(discovery.discover)(asked, provider.router.type)
+        provider.learn(found.max_context_length, found.vector_size)
+        provider.router.require_fit(provider)
+    except ProviderUnreachable as error:
+        messages.warning(request, f"{error.detail} It says: {error.reason}")
+    except APIError as error:
+        messages.warning(request, error.detail)
+
+
 class AliasInline(admin.TabularInline):
     model = RouterName
     extra = 0
@@ -100,6 +127,12 @@ class RouterAdmin(admin.ModelAdmin):
             obj.user = request.user  # type: ignore[assignment]
         super().save_model(request, obj, form, change)
 
+    def save_formset(self, request: HttpRequest, form: Any, formset: Any, change: bool) -> None:
+        super().save_formset(request, form, formset, change)
+        if formset.model is Provider:
+            for provider in (*formset.new_objects, *(row for row, _ in formset.changed_objects)):
+                ask_upstream(request, provider)
+
 
 @admin.register(Provider)
 class ProviderAdmin(admin.ModelAdmin):
@@ -115,3 +148,4 @@ class ProviderAdmin(admin.ModelAdmin):
         if not change:
             obj.user = request.user  # type: ignore[assignment]
         super().save_model(request, obj, form, change)
+        ask_upstream(request, obj)

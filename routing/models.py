@@ -270,6 +270,16 @@ class Provider(models.Model):
             message = f"Invalid model provider type {self.type} for {self.router.type} router."
             raise ValidationError({"type": message})
 
+    def learn(self, max_context_length: int | None, vector_size: int | None) -> bool:
+        """Store what the upstream told of the model, if that is news; what it did not tell (null) is not forgotten."""
+        known = self.max_context_length, self.vector_size
+        self.max_context_length = max_context_length or self.max_context_length
+        self.vector_size = vector_size or self.vector_size
+        if known == (self.max_context_length, self.vector_size):
+            return False
+        self.save(update_fields=["max_context_length", "vector_size", "updated"])
+        return True
+
     def completed_url(self) -> str:
         """The address with its trailing slash; the type's own where none is given, empty where there is none."""
         url = self.url or (DEFAULT_URLS.get(ProviderType(self.type), "") if self.type else "")

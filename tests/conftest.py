@@ -11,6 +11,7 @@ import httpx
 import pytest
 import redis
 from django.conf import settings
+from django.db import connection
 
 from accounts.models import Key, Organization, Permission, Role, User
 from opengate import epoch
@@ -22,6 +23,18 @@ from usage import spool
 from usage.models import Limit, UsageRecord
 
 PASSWORD = "correct horse battery"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _lasting_content_types() -> None:
+    """Emptying the tables between tests leaves those of the content types: processes remember their numbers."""
+    introspection = connection.introspection
+    names = introspection.django_table_names
+
+    def lasting(*args: Any, **how: Any) -> list[str]:
+        return [name for name in names(*args, **how) if name not in ("django_content_type", "auth_permission")]
+
+    introspection.django_table_names = lasting  # type: ignore[method-assign]
 
 
 @pytest.fixture(scope="session")

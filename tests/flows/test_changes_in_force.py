@@ -9,10 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from django.contrib.auth.models import Permission
-from django.contrib.contenttypes.models import ContentType
 from django.db import connection
-from django.db.models import F
 from django.utils import timezone
 
 from accounts.models import Key, Role
@@ -94,19 +91,7 @@ def processes(_console_process, gateway, router):
 
 
 @pytest.fixture
-def content_types(transactional_db):
-    """Numbered as in every test: the tables are emptied in between, while the process remembers the numbers."""
-    Permission.objects.all().delete()
-    ContentType.objects.update(id=F("id") + 1_000_000)
-    for number, id in enumerate(ContentType.objects.order_by("app_label", "model").values_list("id", flat=True), 1):
-        ContentType.objects.filter(id=id).update(id=number)
-    ContentType.objects.clear_cache()
-    yield
-    ContentType.objects.clear_cache()
-
-
-@pytest.fixture
-def console(processes, admin, content_types):
+def console(processes, admin):
     with processes[0].client() as client:
         client.headers["Origin"] = processes[0].url
         yield Console(client, admin.email)

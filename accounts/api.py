@@ -6,6 +6,7 @@ from typing import Any
 from axes.handlers.proxy import AxesProxyHandler
 from django.conf import settings
 from django.contrib.auth import authenticate
+from django.contrib.auth.hashers import make_password
 from django.contrib.auth.signals import user_logged_in
 from django.db import transaction
 from django.db.models import Count, OuterRef, ProtectedError, QuerySet, Subquery
@@ -257,13 +258,16 @@ class Users(RowView):
         },
     )
     def post(self, request: Request, body: dict[str, Any]) -> User:
+        hashed = make_password(body["password"])  # takes a while: not while a connection is held
+
         def create() -> User:
-            fields = body | {
+            fields = {
                 "email": _email(body["email"]),
+                "password": hashed,
                 "role": _found(Role.objects.all(), body["role"], RoleNotFound),
                 "organization": _organization(body["organization"]),
             }
-            return User.objects.create_user(**fields)
+            return User.objects.create(**body | fields)
 
         return commit(create, taken=UserExists)
 

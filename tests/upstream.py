@@ -92,11 +92,13 @@ def story(*, usage: bool = True, done: bool = True) -> list[bytes]:
 
 
 class Upstream:
-    """Answers what `reply` lined up, in order; with nothing left, an ordinary completion or stream."""
+    """Answers what `route` says of the path, else what `reply` lined up, in order; with nothing left, an ordinary
+    completion or stream."""
 
     def __init__(self) -> None:
         self.received: list[Received] = []
         self._replies: deque[Reply] = deque()
+        self._routes: dict[str, Reply] = {}
         self._loop = asyncio.new_event_loop()
         started = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(started,), daemon=True)
@@ -110,6 +112,11 @@ class Upstream:
     def reset(self) -> None:
         self.received.clear()
         self._replies.clear()
+        self._routes.clear()
+
+    def route(self, path: str, body: Any) -> None:
+        """Always answer this JSON `body` at the path."""
+        self._routes[path] = Reply([json.dumps(body).encode()])
 
     def reply(
         self,
@@ -160,7 +167,9 @@ class Upstream:
 
     async def _answer(self, request: Received, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Whether the connection may be used again."""
-        reply = self._replies.popleft() if self._replies else self._ordinary(request)
+        reply = self._routes.get(request.path)
+        if reply is None:
+            reply = self._replies.popleft() if self._replies else self._ordinary(request)
         work = asyncio.ensure_future(self._write(reply, writer))
         # The caller sends nothing before it has our answer: what can be read meanwhile is its leaving.
         leaving = asyncio.ensure_future(self._left(reader))

@@ -50,7 +50,7 @@ class World:
     def body(self, kind: str) -> dict[str, Any]:
         """The least a row of the kind needs."""
         router, role, user = (self.ids.get(name, 0) for name in ("router", "role", "user"))
-        return {
+        bodies: dict[str, dict[str, Any]] = {
             "organization": {"name": "Ministry of Rows"},
             "router": {"name": "rows", "type": "text-generation"},
             "provider": {"router": router, "type": "vllm", "url": self.upstream.url, "model_name": MODEL},
@@ -58,7 +58,8 @@ class World:
             "user": {"email": "clerk@example.org", "password": PASSWORD, "role": role},
             "token": {"name": "theirs", "user": user},
             "key": {"name": "mine"},
-        }[kind]
+        }
+        return bodies[kind]
 
     def get(self, path: str, status: int = 200, **query: Any) -> Any:
         response = self.client.get(path, params=query)

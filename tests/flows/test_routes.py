@@ -17,14 +17,24 @@ from rest_framework.views import APIView
 
 from accounts.authentication import HTTPBearer
 from accounts.models import Permission
-from accounts.permissions import AnyKey
+from accounts.permissions import Administers, AnyKey
 from accounts.principals import Principal
 from inference.consumers import CallConsumer
 from opengate.api import calls
 from opengate.asgi import CONSUMERS
-from tests.conftest import CHAT
+from opengate.rows import RowView
+from tests.conftest import CHAT, PASSWORD
 
-PUBLIC = {"/health", "/health/ready", "/openapi.json", "/docs", "/redoc", "/admin/login/", "/v1/"}  # the last is a 404
+PUBLIC = {
+    "/health",
+    "/health/ready",
+    "/openapi.json",
+    "/docs",
+    "/redoc",
+    "/admin/login/",
+    "/v1/auth/login",
+    "/v1/",  # a 404
+}
 
 
 def routes(patterns: Any = None, prefix: str = "/") -> Iterator[tuple[str, Callable[..., Any]]]:
@@ -69,6 +79,30 @@ def v1() -> list[tuple[str, str]]:
     found = [(method, path) for path, operation in operations() for method in operation.methods]
     found += [(consumer.method, path) for path, consumer in CONSUMERS.items()]
     return [(method, re.sub(r"<[^>]+>", "model", path)) for method, path in found]
+
+
+def rows() -> list[tuple[str, str, type[RowView]]]:
+    """Method, path with 1 for each id, and view of every row endpoint."""
+    found = []
+    for path, view in routes():
+        row_view = getattr(view, "cls", None)
+        if row_view is not None and issubclass(row_view, RowView):
+            methods = [method.upper() for method in row_view.http_method_names if hasattr(row_view, method)]
+            found += [(method, re.sub(r"<[^>]+>", "1", path), row_view) for method in methods]
+    return found
+
+
+CLOSED_ROWS = [(method, path, view) for method, path, view in rows() if path not in PUBLIC]
+
+
+def needed(view: type[RowView]) -> Permission | None:
+    """The permission that the view asks for."""
+    (permission_class,) = view.permission_classes
+    if permission_class is AnyKey:
+        return None
+    assert isinstance(permission_class, type)
+    assert issubclass(permission_class, Administers)
+    return permission_class.permission
 
 
 def test_every_route_names_who_may_come_in():
@@ -123,6 +157,55 @@ def test_no_call_opens_without_a_key_of_ours(gateway, router, method, path, auth
     assert (response.status_code, response.json()["detail"]) == (401, detail)
     assert response.headers["www-authenticate"] == "Bearer"
     assert response.json()["error"]["type"] == "authentication_error"
+
+
+@pytest.mark.parametrize(("method", "path", "view"), CLOSED_ROWS)
+def test_no_row_opens_without_a_key_of_ours(gateway, method, path, view):
+    with gateway.client() as client:
+        for authorization, detail in (
+            (None, "Not authenticated"),
+            ("Basic YWRhOmFkYQ==", "Not authenticated"),
+            ("Bearer sk-" + "a" * 43, "Invalid API key."),
+            ("Bearer " + "0" * 64, "Invalid API key."),
+        ):
+            headers = {} if authorization is None else {"Authorization": authorization}
+            response = client.request(method, path, content=b"no JSON", headers=headers)
+            assert (response.status_code, response.json()) == (401, {"detail": detail})
+            assert response.headers["www-authenticate"] == "Bearer"
+
+
+def test_no_row_opens_with_a_session_of_the_console(gateway, admin):
+    with gateway.client() as client:
+        client.get("/admin/login/")
+        form = {"csrfmiddlewaretoken": client.cookies["csrftoken"], "username": admin.email, "password": PASSWORD}
+        assert client.post("/admin/login/", data=form).status_code == 302
+        assert client.get("/admin/").status_code == 200
+        for method, path, _ in CLOSED_ROWS:
+            assert client.request(method, path, json={}).status_code == 401
+
+
+@pytest.mark.parametrize(("method", "path", "view"), CLOSED_ROWS)
+def test_a_row_asks_for_its_permission_and_no_other(gateway, eve, key_of, method, path, view):
+    permission = needed(view)
+    with gateway.client(key_of(eve)) as client:
+        for held in ([], [one for one in Permission if one != permission], [permission] if permission else []):
+            eve.role.permissions = held
+            eve.role.save()
+            response = client.request(method, path, content=b"no JSON")
+            if permission is None or permission in held:
+                assert response.status_code not in (401, 403)
+            else:
+                models = "routers" in path or "providers" in path
+                words = "User has no admin rights." if models else "Insufficient rights."
+                assert (response.status_code, response.json()) == (403, {"detail": words})
+
+
+def test_everything_under_admin_asks_for_the_admin_permission():
+    asked = {path: needed(view) for _, path, view in CLOSED_ROWS}
+    assert {path for path, permission in asked.items() if permission == Permission.ADMIN} == {
+        path for path in asked if path.startswith("/v1/admin/")
+    }
+    assert len(CLOSED_ROWS) == 36
 
 
 def test_two_keys_are_no_key(gateway, router, ada, key_of):

@@ -1,4 +1,4 @@
-"""`manage.py createadmin` and `manage.py createkey`."""
+"""`manage.py createadmin`, `createkey` and `revokekey`."""
 
 import json
 from datetime import timedelta
@@ -86,3 +86,53 @@ def test_createkey_refuses_what_it_cannot_keep(words):
     with pytest.raises(CommandError, match="--"):
         said("createkey", "grace@example.org", *words)
     assert Key.objects.count() == 1
+
+
+def keys_of_grace() -> list[str]:
+    made = json.loads(said("createadmin", "grace@example.org", "--json"))
+    return [made["key"], said("createkey", "grace@example.org").strip()]
+
+
+def test_revokekey_closes_a_key_by_its_id_or_its_text():
+    first, second = keys_of_grace()
+    id = Key.objects.get(digest=keys.digest(first)).id
+    assert "first key" in said("revokekey", str(id))
+    (told,) = json.loads(said("revokekey", second, "--json"))
+    assert (told["name"], told["user"], told["token"]) == ("command line", "grace@example.org", keys.mask(second))
+    assert not Key.objects.exists()
+
+
+def test_revokekey_closes_all_keys_of_a_user_and_of_no_other():
+    keys_of_grace()
+    said("createadmin", "ada@example.org")
+    lines = said("revokekey", "--user", "grace@example.org").splitlines()
+    assert len(lines) == 4  # heads, a rule, two keys
+    assert Key.objects.get().user.email == "ada@example.org"
+    assert said("revokekey", "--user", "grace@example.org") == "The user has no keys.\n"
+    assert json.loads(said("revokekey", "--user", "grace@example.org", "--json")) == []
+
+
+@pytest.mark.parametrize("name", ["999999", "sk-" + "a" * 43, "sk-short", "first key", "9" * 30])
+def test_revokekey_refuses_what_names_no_key_and_does_not_repeat_it(name):
+    keys_of_grace()
+    with pytest.raises(CommandError) as refused:
+        said("revokekey", name)
+    assert name not in str(refused.value)
+    assert Key.objects.count() == 2
+
+
+@pytest.mark.parametrize("words", [[], ["1", "--user", "grace@example.org"], ["--user", "nobody@example.org"]])
+def test_revokekey_wants_a_key_or_a_user(words):
+    keys_of_grace()
+    with pytest.raises(CommandError):
+        said("revokekey", *words)
+    assert Key.objects.count() == 2
+
+
+def test_createkey_obeys_the_longest_life(settings):
+    settings.KEY_MAX_EXPIRATION_DAYS = 30
+    said("createadmin", "grace@example.org")
+    with pytest.raises(CommandError, match="greater than 30 days"):
+        said("createkey", "grace@example.org", "--days", "31")
+    said("createkey", "grace@example.org")
+    assert all(key.expires for key in Key.objects.all())

@@ -9,6 +9,7 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import DataError, transaction
 from django.utils import timezone
 
+from accounts.errors import KeyLivesTooLong
 from accounts.models import Key, User
 
 MOST_DAYS = 36_500
@@ -37,4 +38,6 @@ class Command(BaseCommand):
                 key, text = Key.objects.issue(user, options["name"], expires)
         except (DataError, ValueError) as error:
             raise CommandError(f"--name cannot be kept: {error}") from None
+        except KeyLivesTooLong as error:
+            raise CommandError(str(error)) from None
         self.stdout.write(json.dumps({"id": key.id, "key": text}) if options["json"] else text)

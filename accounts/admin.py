@@ -1,5 +1,6 @@
 """The console's pages of people and keys."""
 
+from datetime import datetime
 from typing import Any
 
 from django import forms
@@ -12,6 +13,8 @@ from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.html import format_html
 
+from accounts import keys
+from accounts.errors import KeyLivesTooLong
 from accounts.models import Key, Organization, Permission, Role, User
 from routing.models import Router
 from usage.admin import LimitInline
@@ -117,10 +120,19 @@ class UserAdmin(DjangoUserAdmin):
         return self.inlines if obj else ()
 
 
+class KeyForm(forms.ModelForm):
+    def clean_expires(self) -> datetime | None:
+        try:
+            return keys.expiry(self.cleaned_data["expires"])
+        except KeyLivesTooLong as error:
+            raise forms.ValidationError(str(error)) from None
+
+
 @admin.register(Key)
 class KeyAdmin(admin.ModelAdmin):
     """To revoke a key, delete it; its usage stays."""
 
+    form = KeyForm
     list_display = ("name", "user", "token", "state", "expires", "last_used", "created")
     list_select_related = ("user",)
     search_fields = ("name", "user__email", "token")

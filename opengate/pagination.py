@@ -33,7 +33,8 @@ def ordered_query(*fields: str, by: str = "order_by", direction: str = "order_di
 def page(rows: QuerySet[Any], query: dict[str, Any]) -> tuple[int, Sequence[Any]]:
     """How many rows there are, and those of the page: two queries, whatever their number.
 
-    Rows that are equal in the field asked for come in the order of their ids, so that pages never overlap.
+    Rows that are equal in the field asked for come in the order of their ids, so that pages never overlap. A page of
+    the second half is counted from the end: the last costs as much as the first.
     """
     total = rows.count()
     offset, limit = query["offset"], query["limit"]
@@ -42,7 +43,11 @@ def page(rows: QuerySet[Any], query: dict[str, Any]) -> tuple[int, Sequence[Any]
     if "order" in query:
         sign = "-" if query["order"].startswith("-") else ""
         rows = rows.order_by(*dict.fromkeys((query["order"], f"{sign}id")))
-    return total, list(rows[offset : offset + limit])
+    is_near_the_end = offset > total - offset
+    if is_near_the_end:
+        rows, offset, limit = rows.reverse(), max(total - offset - limit, 0), min(limit, total - offset)
+    found = list(rows[offset : offset + limit])
+    return total, found[::-1] if is_near_the_end else found
 
 
 def list_of(item: type[serializers.Serializer], name: str) -> type[serializers.Serializer]:

@@ -8,7 +8,7 @@ LOCK := $(PYTHON) -m uv pip compile --quiet --universal --python-version 3.11 --
 MODELS_SORRY := The local models could not be installed here; everything else works without them.
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint types imports check bench lock clean
+.PHONY: help quickstart test lint types imports check fuzz bench lock clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,8 +31,12 @@ imports: $(VENV)/installed-dev ## import-linter: imports point left
 
 check: lint types imports ## lint, types and imports
 
-bench: $(VENV)/installed-dev ## what a call costs, into benchmarks/results
+fuzz: $(VENV)/installed-dev ## the running server against its OpenAPI document, 500 cases an operation and more
+	OPENGATE_FUZZ_EXAMPLES=500 $(PYTHON) -m pytest -s tests/management/test_schemathesis.py
+
+bench: $(VENV)/installed-dev ## what a call and a list cost, into benchmarks/results
 	$(PYTHON) benchmarks/chat.py
+	$(PYTHON) benchmarks/lists.py
 
 lock: $(VENV)/installed ## compile requirements*.in anew
 	$(PIP) install --quiet uv

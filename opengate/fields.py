@@ -18,6 +18,9 @@ MAX_TIMESTAMP = 253_402_300_799
 MAX_INTEGER = 2**31 - 1
 MAX_AMOUNT = 999_999_999_999
 
+# No NUL, which Postgres keeps nowhere; of TEXT, something that is no white space.
+ANY_TEXT = r"^[^\x00]*$"
+TEXT = r"^[^\x00]*[^\s\x00\x1c-\x1f][^\x00]*$"
 NO_INTEGER = "Input should be a valid integer, unable to parse string as an integer"
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 
@@ -32,13 +35,18 @@ def value_error(text: str) -> NoReturn:
     invalid("value_error", f"Value error, {text}")
 
 
+def _matches(pattern: str) -> RegexValidator:
+    return RegexValidator(
+        pattern, f"String should match pattern '{pattern}'", "string_pattern_mismatch", flags=re.DOTALL
+    )
+
+
 class Text(serializers.CharField):
     """A string with something in it, less the white space around it."""
 
-    def __init__(self, *, max_length: int = 255, pattern: str = r"\S", **options: Any) -> None:
+    def __init__(self, *, max_length: int = 255, pattern: str = TEXT, **options: Any) -> None:
         super().__init__(min_length=1, max_length=max_length, **options)
-        message = f"String should match pattern '{pattern}'"
-        self.validators.append(RegexValidator(pattern, message, "string_pattern_mismatch"))
+        self.validators.append(_matches(pattern))
 
     def to_internal_value(self, data: Any) -> str:
         if not isinstance(data, str):
@@ -63,6 +71,7 @@ class FreeText(serializers.CharField):
 
     def __init__(self, *, max_length: int = 255, **options: Any) -> None:
         super().__init__(max_length=max_length, allow_blank=True, **options)
+        self.validators.append(_matches(ANY_TEXT))
 
     def to_internal_value(self, data: Any) -> str:
         if not isinstance(data, str):

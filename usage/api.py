@@ -53,7 +53,7 @@ class MyUsage(RowView):
         since = datetime.fromtimestamp(start, UTC) if start is not None else timezone.now() - DEFAULT_PERIOD
         rows = UsageRecord.objects.filter(user_id=caller(request).user_id, status__range=(200, 299), created__gte=since)
         if end is not None:  # to the end of that second
-            rows = rows.filter(created__lt=datetime.fromtimestamp(end, UTC) + timedelta(seconds=1))
+            rows = rows.filter(created__lte=datetime.fromtimestamp(end, UTC).replace(microsecond=999_999))
         if endpoint is not None:
             rows = rows.filter(endpoint=endpoint)
         return rows.order_by("-created", "-id")

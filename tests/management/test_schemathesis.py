@@ -1,0 +1,56 @@
+"""The running server against its own OpenAPI document: no 5xx, no status or answer that it does not describe.
+
+`OPENGATE_FUZZ_EXAMPLES` says how many cases are made for each operation beside the examples and the coverage of bounds;
+the suite makes a few, `make fuzz` five hundred.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from django.db import connection
+
+from accounts.models import Key, Organization, Permission, Role, User
+from routing.models import Provider, Router
+from tests.conftest import PASSWORD
+from tests.management.conftest import MODEL, model_list
+from tests.server import ROOT
+from usage.models import Limit
+
+EXAMPLES = os.environ.get("OPENGATE_FUZZ_EXAMPLES", "10")
+FAR = 900_000_000_000  # ids that no case guesses: what deletes this user ends the run
+
+
+@pytest.fixture
+def key(gateway, upstream):
+    """A key of an administrator whom no case can find, in a world where the first ids are those of other rows."""
+    upstream.route("/v1/models", model_list())
+    role = Role.objects.create(id=FAR, name="out of reach", permissions=Permission.values)
+    user = User.objects.create_user("out-of-reach@example.org", PASSWORD, role, id=FAR)
+    made, text = Key.objects.issue(user, "fuzz")
+    Key.objects.filter(id=made.id).update(id=FAR)
+    with connection.cursor() as cursor:
+        for model in (Role, User, Organization, Key, Router, Provider):
+            cursor.execute("SELECT setval(pg_get_serial_sequence(%s, 'id'), 1, false)", [model._meta.db_table])
+    for number in range(20):
+        name = f"model {number}" if number else "smollm2"  # of the examples
+        router = Router.objects.create(name=name, type="text-generation")
+        Provider.objects.create(router=router, type="openai", url=upstream.url, model_name=MODEL, timeout=5)
+        Limit.objects.open_router(role, router)
+        group = Organization.objects.create(name=f"organization {number}")
+        other = Role.objects.create(name=f"role {number}")
+        clerk = User.objects.create_user(f"clerk-{number}@example.org", None, other, organization=group)
+        Key.objects.issue(clerk if number % 2 else user, "of the world")
+    return text
+
+
+@pytest.mark.timeout(5400)
+def test_the_server_keeps_to_its_own_document(gateway, key):
+    command = [sys.executable, "-m", "schemathesis.cli", "--config-file", "tests/schemathesis.toml"]
+    command += ["run", f"{gateway.url}/openapi.json", "--header", f"Authorization: Bearer {key}"]
+    command += ["--phases", "examples,coverage,fuzzing", "--max-examples", EXAMPLES, "--checks", "all"]
+    command += ["--continue-on-failure", "--request-timeout", "30", "--seed", "1"]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    print(ran.stdout[ran.stdout.find("SUMMARY") :])
+    assert ran.returncode == 0, ran.stdout[-20_000:] + ran.stderr[-2000:]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -115,6 +116,21 @@ def ask(curl: list[str]) -> None:
     assert events.rstrip().endswith("data: [DONE]")
 
 
+def tour(facts: dict[str, Any]) -> None:
+    """Run the tour of the README as it stands."""
+    (script,) = re.findall(r"```bash\n(.*?)```", (CHECKOUT / "README.md").read_text(), re.DOTALL)
+    environment = os.environ | {"KEY": facts["api_key"], "URL": f"{facts['url']}/v1"}
+    command = ["bash", "-euo", "pipefail", "-c", script]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    provider, info, answer, usage = [json.loads(line) for line in done.stdout.splitlines() if line]
+    assert (info["email"], info["budget"]) == ("ada@example.org", 5)
+    assert answer["model"] == "assistant"
+    assert 0 < answer["usage"]["cost"] < 0.001
+    assert [(row["model"], row["usage"]["cost"]) for row in usage["data"]] == [("helpdesk", answer["usage"]["cost"])]
+    assert provider["router_id"] == info["limits"][0]["router"]
+
+
 def refusal(var: Path, port: int) -> str:
     """What a quickstart says that cannot start."""
     with tempfile.TemporaryDirectory() as output:
@@ -131,6 +147,7 @@ def test_the_printed_line_works_and_survives_a_killed_supervisor(started: Run, v
     assert facts["api_key"] in started.said
     assert facts["admin_password"] in started.said
     ask(curl)
+    tour(facts)
     started.process.kill()
     started.process.wait()
 

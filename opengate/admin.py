@@ -3,13 +3,17 @@
 from typing import Any
 
 from auditlog.admin import LogEntryAdmin as AuditlogLogEntryAdmin
+from auditlog.filters import ResourceTypeFilter
 from auditlog.models import LogEntry
+from axes.models import AccessFailureLog, AccessLog
 from django.contrib import admin
 from django.contrib.admin.forms import AdminAuthenticationForm
 from django.core.exceptions import ValidationError
 from django.http import HttpRequest
 
 admin.site.unregister(LogEntry)
+for unused in (AccessFailureLog, AccessLog):  # of axes, we keep failed attempts alone
+    admin.site.unregister(unused)
 
 
 class SignInForm(AdminAuthenticationForm):
@@ -28,8 +32,8 @@ admin.site.login_form = SignInForm
 class LogEntryAdmin(AuditlogLogEntryAdmin):
     """Who changed what. Read-only: history is not edited."""
 
-    list_display = ["timestamp", "who", "action", "resource_url", "msg_short", "remote_addr", "cid_url"]
-    list_filter = ["action", "content_type", "timestamp"]
+    list_display = ["timestamp", "who", "action", "resource_url", "msg_short"]
+    list_filter = ["action", ResourceTypeFilter, "timestamp"]
     search_fields = ["object_repr", "actor_email", "cid"]
     readonly_fields = ["timestamp", "who", "action", "resource_url", "remote_addr", "cid", "msg"]
     fieldsets = [(None, {"fields": tuple(readonly_fields)})]

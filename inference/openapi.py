@@ -38,6 +38,18 @@ COMPLETION = {
         },
     },
 }
+EVENT = {
+    "type": "object",
+    "description": "One server-sent event.",
+    "additionalProperties": True,
+    "properties": {
+        "data": {
+            "type": "string",
+            "description": "A `chat.completion.chunk` as JSON; `[DONE]` after the last; `detail` when it broke off.",
+        }
+    },
+    "required": ["data"],
+}
 REFUSALS = {
     "400": "Insufficient budget, or the provider's own refusal.",
     "401": "No key, or one that does not open.",
@@ -73,7 +85,7 @@ def chat_paths() -> dict[str, Any]:
                 "description": "The completion.",
                 "content": {
                     "application/json": {"schema": {"$ref": REF.format(model="ChatCompletion")}},
-                    "text/event-stream": {"schema": {"type": "string"}},
+                    "text/event-stream": {"schema": EVENT},
                 },
             },
             **{status: {"description": text, "content": error} for status, text in REFUSALS.items()},

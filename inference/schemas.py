@@ -24,7 +24,7 @@ class ChatCompletionRequest(BaseModel):
     model: str = Field(description="Name or alias of a model of `GET /v1/models`.")
     frequency_penalty: float | None = Field(0, description="Penalty for tokens by how often they occurred.")
     logit_bias: dict[str, Any] | None = Field(None, description="Bias by token id.")
-    logprobs: bool | None = Field(False, description="Whether to return log probabilities.")
+    logprobs: StrictBool | None = Field(False, description="Whether to return log probabilities.")
     top_logprobs: int | None = Field(None, description="How many alternatives with their log probabilities.")
     presence_penalty: float | None = Field(0, description="Penalty for tokens that occurred.")
     max_completion_tokens: int | None = Field(None, description="Most tokens to generate.")
@@ -38,9 +38,9 @@ class ChatCompletionRequest(BaseModel):
     top_p: float | None = Field(1, description="Nucleus sampling.")
     tools: list[Any] | None = Field(None, description="Tools the model may call.")
     tool_choice: Any = Field("none", description="Which tool to call.")
-    parallel_tool_calls: bool | None = Field(False, description="Whether tools may be called in parallel.")
+    parallel_tool_calls: StrictBool | None = Field(False, description="Whether tools may be called in parallel.")
     user: str | None = Field(None, description="The caller's own user.")
-    search: bool | None = Field(False, description="Deprecated: use the search tool.", deprecated=True)
+    search: StrictBool | None = Field(False, description="Deprecated: use the search tool.", deprecated=True)
     search_args: dict[str, Any] | None = Field(None, description="Deprecated: use the search tool.", deprecated=True)
 
     @classmethod

@@ -23,7 +23,11 @@ class ProviderForm(forms.ModelForm):
     """The key is written, never shown: an empty field leaves it as it is."""
 
     new_key = forms.CharField(
-        label="Key", required=False, strip=True, widget=forms.PasswordInput(attrs={"autocomplete": "new-password"})
+        label="Key",
+        required=False,
+        strip=True,
+        validators=Provider._meta.get_field("key").validators,
+        widget=forms.PasswordInput(attrs={"autocomplete": "new-password"}),
     )
     remove_key = forms.BooleanField(required=False)
 

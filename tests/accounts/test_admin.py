@@ -86,6 +86,16 @@ def test_a_user_is_made_with_a_password_a_role_and_a_budget(console, role):
     assert user.password.startswith("argon2")
 
 
+def test_a_key_lives_no_longer_than_the_setting_says(console, ada, settings):
+    settings.KEY_MAX_EXPIRATION_DAYS = 30
+    form = {"user": ada.id, "name": "new", "expires_0": "2999-01-01", "expires_1": "00:00:00"}
+    page = console.post("/admin/accounts/key/add/", form)
+    assert "cannot be greater than 30 days from now" in page.content.decode()
+    assert console.post("/admin/accounts/key/add/", form | {"expires_0": "", "expires_1": ""}).status_code == 302
+    key = ada.keys.get()
+    assert abs(key.expires - timezone.now() - timedelta(days=30)) < timedelta(minutes=1)
+
+
 def test_a_router_may_not_take_a_name_or_an_alias_of_another(console, router):
     router.names.create(value="taken")
     for name in ("taken", "model"):

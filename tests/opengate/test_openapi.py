@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import jsonschema
 import pytest
 
 from opengate.api import TAGS
@@ -92,3 +93,48 @@ def test_a_page_loads_with_nothing_from_another_host(client, path):
     for asset in assets:
         assert client.get(asset).status_code == 200, asset
     assert "/openapi.json" in page.text
+
+
+def fields(schema: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Every field of a schema and of what it holds, with its path."""
+    for field, inner in schema.get("properties", {}).items():
+        yield f"{name}.{field}", inner
+        yield from fields(inner, f"{name}.{field}")
+
+
+def test_every_field_and_parameter_is_described(document):
+    for name, schema in document["components"]["schemas"].items():
+        assert schema.get("description") or "enum" in schema or schema == {"type": "null"}, name
+        for path, field in fields(schema, name):
+            assert field.get("description"), path
+    for operation in operations(document):
+        assert operation["description"]
+        for parameter in operation.get("parameters", ()):
+            assert parameter["description"] or parameter["schema"].get("description"), operation["operationId"]
+
+
+def test_objects_are_open_but_for_those_that_the_contract_closes(document):
+    for name, schema in document["components"]["schemas"].items():
+        if schema.get("type") == "object":
+            closed = name in {"Model", "ModelCosts", "HTTPValidationError", "ValidationError"}
+            assert ("additionalProperties" in schema) != closed, name
+
+
+def test_every_operation_documents_its_refusals(document):
+    for operation in operations(document):
+        statuses = set(operation["responses"])
+        assert {"401", "503"} <= statuses, operation["operationId"]
+        for status in statuses - {"200", "201", "204"}:
+            assert "application/json" in operation["responses"][status]["content"]
+
+
+def test_examples_keep_to_their_schemas(document):
+    checked = 0
+    for operation in operations(document):
+        parts = [operation.get("requestBody", {}), *operation["responses"].values()]
+        for content in (part.get("content", {}).get("application/json", {}) for part in parts):
+            for example in content.get("examples", {}).values():
+                schema = {**content["schema"], "components": document["components"]}
+                jsonschema.validate(example["value"], schema, jsonschema.Draft202012Validator)
+                checked += 1
+    assert checked > 150

@@ -1,7 +1,10 @@
 """Calls other than chat, and the models there are: async, with Ninja."""
 
+from typing import Annotated
+
 from django.conf import settings
 from django.http import HttpRequest
+from ninja import Path
 from ninja import Router as Routes
 
 from accounts.authentication import HTTPBearer
@@ -35,7 +38,7 @@ async def list_models(request: HttpRequest) -> Models:
     summary="Get a model",
     operation_id="get_model",
 )
-async def get_model(request: HttpRequest, model: str) -> Model:
+async def get_model(request: HttpRequest, model: Annotated[str, Path(description="Name or alias.")]) -> Model:
     """A model by its name or an alias; names may hold slashes."""
     for router in await _visible(_caller(request)):
         if model == router.name or model in router.aliases:

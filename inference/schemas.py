@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Literal
 
 from ninja import Schema
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, ValidationError
 from pydantic_core import from_json
 
 from inference.errors import SearchNotEnabled
@@ -22,20 +22,20 @@ class ChatCompletionRequest(BaseModel):
 
     messages: list[Any] = Field(description="The conversation so far; forwarded as it is.")
     model: str = Field(description="Name or alias of a model of `GET /v1/models`.")
-    frequency_penalty: float | None = Field(0, description="Penalty for tokens by how often they occurred.")
+    frequency_penalty: StrictFloat | None = Field(0, description="Penalty for tokens by how often they occurred.")
     logit_bias: dict[str, Any] | None = Field(None, description="Bias by token id.")
     logprobs: StrictBool | None = Field(False, description="Whether to return log probabilities.")
-    top_logprobs: int | None = Field(None, description="How many alternatives with their log probabilities.")
-    presence_penalty: float | None = Field(0, description="Penalty for tokens that occurred.")
-    max_completion_tokens: int | None = Field(None, description="Most tokens to generate.")
-    n: int | None = Field(1, description="How many answers.")
+    top_logprobs: StrictInt | None = Field(None, description="How many alternatives with their log probabilities.")
+    presence_penalty: StrictFloat | None = Field(0, description="Penalty for tokens that occurred.")
+    max_completion_tokens: StrictInt | None = Field(None, description="Most tokens to generate.")
+    n: StrictInt | None = Field(1, description="How many answers.")
     response_format: Any = Field(None, description="Form of the answer, such as a JSON schema.")
-    seed: int | None = Field(None, description="For reproducible sampling.")
+    seed: StrictInt | None = Field(None, description="For reproducible sampling.")
     stop: str | Annotated[list[str], Field(fail_fast=True)] | None = Field(None, description="Where to stop.")
     stream: StrictBool | None = Field(False, description="Whether to answer with server-sent events.")
     stream_options: Any = Field(None, description="Options of the stream; usage is always sent.")
-    temperature: float | None = Field(0.7, description="Sampling temperature.")
-    top_p: float | None = Field(1, description="Nucleus sampling.")
+    temperature: StrictFloat | None = Field(0.7, description="Sampling temperature.")
+    top_p: StrictFloat | None = Field(1, description="Nucleus sampling.")
     tools: list[Any] | None = Field(None, description="Tools the model may call.")
     tool_choice: Any = Field("none", description="Which tool to call.")
     parallel_tool_calls: StrictBool | None = Field(False, description="Whether tools may be called in parallel.")
@@ -73,11 +73,15 @@ class CallError(Schema):
 
 
 class ModelCosts(Schema):
+    """What a model's tokens cost."""
+
     prompt_tokens: float = Field(description="Price of a million prompt tokens.")
     completion_tokens: float = Field(description="Price of a million completion tokens.")
 
 
 class Model(Schema):
+    """A model that the caller may use."""
+
     object: Literal["model"] = Field("model", description="Always `model`.")
     id: str = Field(description="The router's name.")
     type: str = Field(description="What the model does.")
@@ -89,6 +93,8 @@ class Model(Schema):
 
 
 class Models(Schema):
+    """The models that the caller may use."""
+
     object: Literal["list"] = Field("list", description="Always `list`.")
     data: list[Model] = Field(description="The models.")
 

@@ -110,7 +110,7 @@ def test_every_field_and_parameter_is_described(document):
     for operation in operations(document):
         assert operation["description"]
         for parameter in operation.get("parameters", ()):
-            assert parameter["description"] or parameter["schema"].get("description"), operation["operationId"]
+            assert parameter.get("description") or parameter["schema"].get("description"), operation["operationId"]
 
 
 def test_objects_are_open_but_for_those_that_the_contract_closes(document):

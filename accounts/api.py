@@ -148,7 +148,7 @@ class OneOrganization(RowView):
             except ProtectedError:
                 raise OrganizationHasUsers from None
 
-        commit(remove, taken=OrganizationHasUsers)
+        commit(remove)
 
 
 class Roles(RowView):
@@ -232,7 +232,7 @@ class OneRole(RowView):
             except ProtectedError:
                 raise RoleHasUsers from None
 
-        commit(remove, taken=RoleHasUsers)
+        commit(remove)
 
 
 def _email(email: str) -> str:
@@ -352,7 +352,7 @@ class OneUser(RowView):
             except ProtectedError as error:
                 raise _owned(error) from None
 
-        commit(remove, taken=UserExists)
+        commit(remove)
 
 
 def _change_account(row: User, body: dict[str, Any]) -> None:
@@ -376,10 +376,7 @@ def _owned(error: ProtectedError) -> UserOwns:
 
 def _issue(user_id: int, name: str, expires: datetime | None) -> tuple[Key, str]:
     """A new key of a user; raises UserNotFound or KeyLivesTooLong."""
-    return commit(
-        lambda: Key.objects.issue(_found(User.objects.all(), user_id, UserNotFound), name, expires),
-        taken=TokenNotFound,  # never: a digest is one of 2^256
-    )
+    return commit(lambda: Key.objects.issue(_found(User.objects.all(), user_id, UserNotFound), name, expires))
 
 
 class Tokens(RowView):
@@ -575,7 +572,7 @@ class Login(RowView):
             return Key.objects.open_playground(_locked(User.objects.all(), user.pk, UserNotFound))
 
         http_request.user = user
-        key, text = commit(open_playground, taken=TokenNotFound)
+        key, text = commit(open_playground)
         return {"id": key.id, "key": text}
 
 

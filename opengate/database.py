@@ -34,7 +34,7 @@ def in_thread(function: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]:
     return sync_to_async(with_connection, thread_sensitive=False)
 
 
-def commit(work: Callable[[], T], *, taken: Callable[[], APIError]) -> T:
+def commit(work: Callable[[], T], *, taken: Callable[[], APIError] | None = None) -> T:
     """What `work` answers, once it is committed; raises `taken()` when a value that must be unique is another's.
 
     The constraints decide, not a look beforehand, so of two at a time one wins. A row that `work` leans on may be
@@ -45,7 +45,7 @@ def commit(work: Callable[[], T], *, taken: Callable[[], APIError]) -> T:
             with transaction.atomic():
                 return work()
         except IntegrityError as error:
-            if isinstance(error.__cause__, UniqueViolation):
+            if taken is not None and isinstance(error.__cause__, UniqueViolation):
                 raise taken() from error
             if not isinstance(error.__cause__, ForeignKeyViolation):
                 raise

@@ -138,27 +138,16 @@ def listing(
 ) -> Callable[[Callable[..., Any]], Callable[..., Response]]:
     """A method of a RowView that answers a QuerySet, of which the page asked for is sent. `name` is the list's."""
     envelope = list_of(item, name)
+    content = {"object": "list", "total": 1, "offset": 0, "limit": 10, "data": [example]}
+    examples = {"response": content} if example else {}
 
     def decorate(method: Callable[..., Any]) -> Callable[..., Response]:
         @wraps(method)
-        def endpoint(view: RowView, request: Request, **path: str) -> Response:
-            given = _validated(request, path, query, None)
+        def paged(view: RowView, request: Request, **given: Any) -> dict[str, Any]:
             total, rows = page(method(view, request, **given), given["query"])
-            sent = {"offset": given["query"]["offset"], "limit": given["query"]["limit"]}
-            return Response({"object": "list", "total": total, **sent, "data": item(rows, many=True).data})
+            return {"total": total, "offset": given["query"]["offset"], "limit": given["query"]["limit"], "data": rows}
 
-        content = {"object": "list", "total": 1, "offset": 0, "limit": 10, "data": [example]}
-        return describe(
-            id=id,
-            summary=summary,
-            description=method.__doc__ or "",
-            query=query,
-            body=None,
-            answer=envelope,
-            status=200,
-            refusals=_refusals(refusals, None),
-            examples={"response": content} if example else {},
-        )(endpoint)
+        return operation(summary, id=id, query=query, answer=envelope, refusals=refusals, examples=examples)(paged)
 
     return decorate
 

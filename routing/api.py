@@ -174,7 +174,7 @@ class OneRouter(RowView):
             row.pk = router
             return row
 
-        return commit(remove, taken=lambda: RouterNotFound(router))
+        return commit(remove)
 
 
 class Providers(RowView):
@@ -299,4 +299,4 @@ class OneProvider(RowView):
             row.pk = provider
             return row
 
-        return commit(remove, taken=lambda: ProviderNotFound(provider))
+        return commit(remove)

@@ -8,7 +8,6 @@ from django.conf import settings
 from django.contrib.auth import authenticate
 from django.contrib.auth.hashers import make_password
 from django.contrib.auth.signals import user_logged_in
-from django.db import transaction
 from django.db.models import Count, OuterRef, ProtectedError, QuerySet, Subquery
 from django.db.models.functions import Coalesce
 from rest_framework.permissions import AllowAny
@@ -434,8 +433,7 @@ class OneToken(RowView):
 
 
 def _delete_key(rows: QuerySet[Key], id: int) -> None:
-    with transaction.atomic():
-        _found(rows, id, TokenNotFound).delete()
+    commit(lambda: _found(rows, id, TokenNotFound).delete())
 
 
 class MyInfo(RowView):

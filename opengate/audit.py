@@ -4,49 +4,15 @@ The entries are django-auditlog's, written in the transaction of the change. Wha
 the console's sessions and the API's keys, and masks that show nothing of a secret.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
-from contextvars import ContextVar
+from collections.abc import Sequence
 from typing import Any
 
-from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from auditlog.models import LogEntry
 from auditlog.registry import auditlog
 from django.db import models
 from django.db.models.signals import pre_delete, pre_save
-from django.http import HttpRequest
-from django.http.response import HttpResponseBase
 
-_request: ContextVar[HttpRequest | None] = ContextVar("audited_request", default=None)
-
-
-class AuditMiddleware:
-    """Remembers the request for the signature; whose it is, is known only when something changes."""
-
-    sync_capable = True
-    async_capable = True
-
-    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase | Awaitable[HttpResponseBase]]) -> None:
-        self.get_response = get_response
-        self.is_async = iscoroutinefunction(get_response)
-        if self.is_async:
-            markcoroutinefunction(self)
-
-    def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
-        if self.is_async:
-            return self._answer(request)
-        token = _request.set(request)
-        try:
-            return self.get_response(request)
-        finally:
-            _request.reset(token)
-
-    async def _answer(self, request: HttpRequest) -> HttpResponseBase:
-        token = _request.set(request)
-        try:
-            response: HttpResponseBase = await self.get_response(request)  # type: ignore[misc]
-            return response
-        finally:
-            _request.reset(token)
+from opengate.request_id import current_request
 
 
 def watch(model: type[models.Model], *fields: str, secrets: Sequence[str] = ()) -> None:
@@ -70,7 +36,7 @@ def hidden(value: str) -> str:
 
 
 def _sign(sender: Any, instance: LogEntry, **kwargs: Any) -> None:
-    request = _request.get()
+    request = current_request.get()
     if request is None:
         return
     user: Any = getattr(request, "user", None)
@@ -83,7 +49,7 @@ def _sign(sender: Any, instance: LogEntry, **kwargs: Any) -> None:
 
 
 def _actor_goes(sender: Any, instance: models.Model, **kwargs: Any) -> None:
-    request = _request.get()
+    request = current_request.get()
     if request is not None:
         request.deleted_users = {*getattr(request, "deleted_users", ()), instance.pk}  # type: ignore[attr-defined]
 

@@ -1,13 +1,17 @@
-"""A request id for every answer: the caller's handle on one call, and the key of its usage row."""
+"""A request id for every answer: the caller's handle on one call, and the key of its usage row and audit entries."""
 
 import secrets
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
 HEADER = "x-request-id"
+
+# The request that is being answered; none in commands and tasks.
+current_request: ContextVar[HttpRequest | None] = ContextVar("current_request", default=None)
 
 
 def new_request_id() -> str:
@@ -16,7 +20,7 @@ def new_request_id() -> str:
 
 
 class RequestIdMiddleware:
-    """Sets `request.id` and the answer's `x-request-id`."""
+    """Sets `request.id`, the answer's `x-request-id`, and the current request."""
 
     sync_capable = True
     async_capable = True
@@ -31,11 +35,16 @@ class RequestIdMiddleware:
         request.id = new_request_id()  # type: ignore[attr-defined]
         if self.is_async:
             return self._answer(request)
-        response = self.get_response(request)
+        token = current_request.set(request)
+        try:
+            response = self.get_response(request)
+        finally:
+            current_request.reset(token)
         response[HEADER] = request.id  # type: ignore[attr-defined,index]
         return response
 
     async def _answer(self, request: HttpRequest) -> HttpResponseBase:
+        current_request.set(request)  # in the task of this request alone
         response: HttpResponseBase = await self.get_response(request)  # type: ignore[misc]
         response[HEADER] = request.id  # type: ignore[attr-defined]
         return response

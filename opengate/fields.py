@@ -44,13 +44,15 @@ def _matches(pattern: str) -> RegexValidator:
 class Text(serializers.CharField):
     """A string with something in it, less the white space around it."""
 
-    def __init__(self, *, max_length: int = 255, pattern: str = TEXT, **options: Any) -> None:
-        super().__init__(min_length=1, max_length=max_length, **options)
+    def __init__(self, *, min_length: int = 1, max_length: int = 255, pattern: str = TEXT, **options: Any) -> None:
+        super().__init__(min_length=min_length, max_length=max_length, **options)
         self.validators.append(_matches(pattern))
 
     def to_internal_value(self, data: Any) -> str:
         if not isinstance(data, str):
             invalid("string_type", "Input should be a valid string")
+        if len(data) > self.max_length:  # as it was sent: white space counts
+            invalid("string_too_long", f"String should have at most {self.max_length} characters")
         return super().to_internal_value(data)
 
 
@@ -66,17 +68,11 @@ class Secret(Text):
         return super().run_validation(data)
 
 
-class FreeText(serializers.CharField):
+class FreeText(Text):
     """A string that may be empty."""
 
-    def __init__(self, *, max_length: int = 255, **options: Any) -> None:
-        super().__init__(max_length=max_length, allow_blank=True, **options)
-        self.validators.append(_matches(ANY_TEXT))
-
-    def to_internal_value(self, data: Any) -> str:
-        if not isinstance(data, str):
-            invalid("string_type", "Input should be a valid string")
-        return super().to_internal_value(data)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(min_length=0, pattern=ANY_TEXT, allow_blank=True, **options)
 
 
 class Integer(serializers.IntegerField):

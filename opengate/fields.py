@@ -44,15 +44,18 @@ def _matches(pattern: str) -> RegexValidator:
 class Text(serializers.CharField):
     """A string with something in it, less the white space around it."""
 
-    def __init__(self, *, min_length: int = 1, max_length: int = 255, pattern: str = TEXT, **options: Any) -> None:
+    def __init__(
+        self, *, min_length: int | None = 1, max_length: int = 255, pattern: str = TEXT, **options: Any
+    ) -> None:
         super().__init__(min_length=min_length, max_length=max_length, **options)
+        self.longest = max_length
         self.validators.append(_matches(pattern))
 
     def to_internal_value(self, data: Any) -> str:
         if not isinstance(data, str):
             invalid("string_type", "Input should be a valid string")
-        if len(data) > self.max_length:  # as it was sent: white space counts
-            invalid("string_too_long", f"String should have at most {self.max_length} characters")
+        if len(data) > self.longest:  # as it was sent: white space counts
+            invalid("string_too_long", f"String should have at most {self.longest} characters")
         return super().to_internal_value(data)
 
 
@@ -72,7 +75,7 @@ class FreeText(Text):
     """A string that may be empty."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(min_length=0, pattern=ANY_TEXT, allow_blank=True, **options)
+        super().__init__(min_length=None, pattern=ANY_TEXT, allow_blank=True, **options)
 
 
 class Integer(serializers.IntegerField):

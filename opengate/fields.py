@@ -75,7 +75,10 @@ class FreeText(Text):
     """A string that may be empty."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(min_length=None, pattern=ANY_TEXT, allow_blank=True, **options)
+        super().__init__(min_length=None, pattern=ANY_TEXT, **options)
+
+    def run_validation(self, data: Any = serializers.empty) -> Any:
+        return "" if data == "" else super().run_validation(data)
 
 
 class Integer(serializers.IntegerField):

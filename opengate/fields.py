@@ -78,7 +78,10 @@ class FreeText(Text):
         super().__init__(min_length=None, pattern=ANY_TEXT, **options)
 
     def run_validation(self, data: Any = serializers.empty) -> Any:
-        return "" if data == "" else super().run_validation(data)
+        is_text = isinstance(data, str) and len(data) <= self.longest
+        if is_text and not (data.strip() if self.trim_whitespace else data):
+            return ""
+        return super().run_validation(data)
 
 
 class Integer(serializers.IntegerField):

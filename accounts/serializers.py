@@ -13,6 +13,7 @@ from opengate.fields import (
     FutureTimestamp,
     Id,
     Integer,
+    List,
     QueryInteger,
     Secret,
     Text,
@@ -23,6 +24,8 @@ from usage.serializers import LimitSerializer, distinct_limits
 
 MAX_EMAIL = 254
 MAX_PASSWORD = 72
+MAX_PERMISSIONS = 100
+MAX_LIMITS = 10_000
 
 NamedQuery = ordered_query("id", "name", "created", "updated")
 KeyQuery = ordered_query("id", "name", "created")
@@ -63,17 +66,18 @@ class OrganizationSerializer(serializers.Serializer):
 # Roles
 
 
-def _permissions(**options: Any) -> serializers.ListField:
-    return serializers.ListField(
+def _permissions(**options: Any) -> List:
+    return List(
         child=serializers.ChoiceField(choices=Permission.choices),
+        max_length=MAX_PERMISSIONS,
         help_text="What users of the role may do besides calling models.",
         **options,
     )
 
 
-def _limits(**options: Any) -> serializers.ListField:
+def _limits(**options: Any) -> List:
     help_text = "Which routers the role opens, and how wide."
-    return serializers.ListField(child=LimitSerializer(), help_text=help_text, **options)
+    return List(child=LimitSerializer(), max_length=MAX_LIMITS, help_text=help_text, **options)
 
 
 class CreateRoleSerializer(serializers.Serializer):

@@ -12,7 +12,7 @@ from auditlog.registry import auditlog
 from django.db import models
 from django.db.models.signals import pre_delete, pre_save
 
-from opengate.request_id import current_request
+from opengate.request_id import client_address, current_request
 
 
 def watch(model: type[models.Model], *fields: str, secrets: Sequence[str] = ()) -> None:
@@ -44,7 +44,7 @@ def _sign(sender: Any, instance: LogEntry, **kwargs: Any) -> None:
         id = getattr(user, "user_id", None) or user.pk  # a principal of the API, or a user of the console
         instance.actor_email = user.email
         instance.actor_id = None if id in getattr(request, "deleted_users", ()) else id
-    instance.remote_addr = request.META.get("REMOTE_ADDR") or None
+    instance.remote_addr = client_address(request)
     instance.cid = getattr(request, "id", None)
 
 

@@ -17,6 +17,7 @@ MAX_ID = 2**63 - 1
 MAX_TIMESTAMP = 253_402_300_799
 MAX_INTEGER = 2**31 - 1
 MAX_AMOUNT = 999_999_999_999
+MAX_FAULTS = 20
 
 # No NUL, which Postgres keeps nowhere; of TEXT, something that is no white space.
 ANY_TEXT = r"^[^\x00]*$"
@@ -82,6 +83,33 @@ class FreeText(Text):
         if is_text and not (data.strip() if self.trim_whitespace else data):
             return ""
         return super().run_validation(data)
+
+
+class List(serializers.ListField):
+    """A list of `max_length` items at most. It is read no further than to the MAX_FAULTS-th faulty item."""
+
+    def __init__(self, *, max_length: int, **options: Any) -> None:
+        super().__init__(max_length=max_length, **options)
+        self.longest = max_length
+
+    def to_internal_value(self, data: Any) -> list[Any]:
+        if isinstance(data, list) and len(data) > self.longest:
+            invalid("too_long", f"List should have at most {self.longest} items")
+        return super().to_internal_value(data)
+
+    def run_child_validation(self, data: Any) -> list[Any]:
+        result: list[Any] = []
+        faults: dict[Any, Any] = {}
+        for index, item in enumerate(data):
+            try:
+                result.append(self.child.run_validation(item))
+            except ValidationError as error:
+                faults[index] = error.detail
+                if len(faults) == MAX_FAULTS:
+                    break
+        if faults:
+            raise ValidationError(faults)
+        return result
 
 
 class Integer(serializers.IntegerField):

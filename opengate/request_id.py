@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
+from ipaddress import ip_address
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.http import HttpRequest
@@ -12,6 +13,14 @@ HEADER = "x-request-id"
 
 # The request that is being answered; none in commands and tasks.
 current_request: ContextVar[HttpRequest | None] = ContextVar("current_request", default=None)
+
+
+def client_address(request: HttpRequest) -> str | None:
+    """The caller's IP address, as the server knows it; None when it is none (a socket, a proxy's garbage)."""
+    try:
+        return str(ip_address(request.META.get("REMOTE_ADDR", ""))).partition("%")[0]
+    except ValueError:
+        return None
 
 
 def new_request_id() -> str:

@@ -123,6 +123,7 @@ AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
 AXES_RESET_ON_SUCCESS = True
 AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False
 AXES_USERNAME_FORM_FIELD = "username"
+AXES_CLIENT_IP_CALLABLE = "opengate.request_id.client_address"
 AXES_DISABLE_ACCESS_LOG = True
 AXES_VERBOSE = False
 # No middleware of axes: it replaces answers. The login page and the login endpoint say themselves what is wrong.

@@ -4,6 +4,7 @@ from typing import Any
 
 from django.core.exceptions import ValidationError as ModelValidationError
 from rest_framework import serializers
+from rest_framework.exceptions import ErrorDetail
 
 from opengate.encryption import mask
 from opengate.fields import (
@@ -12,6 +13,7 @@ from opengate.fields import (
     Constant,
     Id,
     Integer,
+    List,
     Number,
     QueryInteger,
     Text,
@@ -35,12 +37,16 @@ RouterQuery = ordered_query("id", "name", "created", by="sort_by", direction="so
 
 COST = "Price of a million {kind} tokens."
 STRATEGY = "How calls are spread over the providers."
+MAX_ALIASES = 100
 MAX_TIMEOUT = 3600
 
 
-def _aliases(**options: Any) -> serializers.ListField:
-    return serializers.ListField(
-        child=Text(max_length=64), help_text="Further names of the model; unique over all routers.", **options
+def _aliases(**options: Any) -> List:
+    return List(
+        child=Text(max_length=64),
+        max_length=MAX_ALIASES,
+        help_text="Further names of the model; unique over all routers.",
+        **options,
     )
 
 
@@ -143,7 +149,8 @@ class CreateProviderSerializer(serializers.Serializer):
         try:
             check_url(attrs["url"])
         except ModelValidationError as error:
-            raise serializers.ValidationError({"url": [f"Value error, {text}" for text in error.messages]}) from None
+            faults = [ErrorDetail(f"Value error, {text}", code="value_error") for text in error.messages]
+            raise serializers.ValidationError({"url": faults}) from None
         return attrs
 
 

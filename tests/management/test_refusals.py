@@ -327,3 +327,26 @@ def test_an_unknown_path_and_method_are_refused(world):
     response = world.client.put("/v1/admin/roles", json={})
     assert (response.status_code, response.headers["allow"]) == (405, "GET, POST")
     assert Key.objects.filter(user=world.admin).exists()
+
+
+def test_a_body_of_many_faults_is_refused_briefly(world):
+    for body in (
+        b'{"name": "x", "limits": [' + b",".join([b"1"] * 300_000) + b"]}",
+        b'{"name": "x", "limits": [' + b",".join([b"1"] * 9_000) + b"]}",
+        b'{"name": "x", "permissions": [' + b",".join([b"1"] * 90) + b"]}",
+    ):
+        response = world.client.post("/v1/admin/roles", content=body)
+        assert response.status_code == 422
+        assert len(response.json()["detail"]) <= 20
+    many = [f"alias {number}" for number in range(101)]
+    answer = world.refused("POST", "/v1/admin/routers", NEW_ROUTER | {"name": "many", "aliases": many})
+    assert faults(answer) == [("too_long", "List should have at most 100 items", ("body", "aliases"))]
+
+
+@pytest.mark.parametrize("address", ["garbage", "1.2.3.4, 5.6.7.8", "fe80::1%eth0", "x" * 300, "::1"])
+def test_the_address_that_a_proxy_tells_does_no_harm(world, address):
+    headers = {"X-Forwarded-For": address}
+    made = world.client.post("/v1/admin/organizations", json={"name": "x"}, headers=headers)
+    assert made.status_code == 201
+    login = {"email": "nobody@example.org", "password": "x"}
+    assert world.client.post("/v1/auth/login", json=login, headers=headers).status_code == 404

@@ -11,6 +11,7 @@ from django.conf import settings
 from django.db import connection
 
 from accounts.models import Key
+from tests.conftest import PASSWORD
 from tests.proxy import Proxy
 from tests.server import Server
 from usage.models import Limit
@@ -149,3 +150,39 @@ def test_a_process_starts_without_postgres_and_serves_once_it_is_there(
         assert chat(client).status_code == 503
         postgres_cable.mend()
         assert chat(client).status_code == 200
+
+
+def test_without_postgres_rows_say_503_to_whoever_asks(serve, folder, postgres_cable, admin, eve, key_of):
+    server = serve(**over_postgres(folder))
+    admin_key, unknown_key = key_of(admin), key_of(eve)
+    with server.client(admin_key) as known, server.client(unknown_key) as unknown:
+        assert known.get("/v1/admin/roles").status_code == 200
+        postgres_cable.cut()
+        answers = [
+            known.get("/v1/admin/roles"),
+            known.post("/v1/admin/roles", json={"name": "new"}),
+            known.patch("/v1/me/info", json={"name": "new"}),
+            unknown.get("/v1/me/info"),
+            unknown.post("/v1/auth/login", json={"email": admin.email, "password": PASSWORD}),
+        ]
+        detail = "The database is away, please try again later."
+        assert [(answer.status_code, answer.json()["detail"]) for answer in answers] == [(503, detail)] * 5
+        assert {answer.headers["retry-after"] for answer in answers} == {"10"}
+        postgres_cable.mend()
+        assert known.post("/v1/admin/roles", json={"name": "new"}).status_code == 201
+
+
+def test_without_redis_rows_are_read_and_changed(serve, folder, redis_cable, admin, key_of):
+    server = serve(**over_redis(folder))
+    with server.client(key_of(admin)) as client:
+        assert client.get("/v1/admin/roles").status_code == 200
+        redis_cable.cut()
+        made = client.post("/v1/me/keys", json={"name": "new"})
+        assert made.status_code == 201
+        with server.client(made.json()["key"]) as newcomer:
+            assert newcomer.get("/v1/me/info").status_code == 200
+            assert client.delete(f"/v1/me/keys/{made.json()['id']}").status_code == 204
+            deadline = time.monotonic() + 5
+            while newcomer.get("/v1/me/info").status_code == 200 and time.monotonic() < deadline:
+                time.sleep(0.1)
+            assert newcomer.get("/v1/me/info").status_code == 401

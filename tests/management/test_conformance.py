@@ -21,9 +21,10 @@ def names(operation: Operation) -> str:
     return operation.name
 
 
-@pytest.fixture
-def document(world):
-    return world.get("/openapi.json")
+@pytest.fixture(scope="module")
+def document(_gateway):
+    with _gateway.client() as client:
+        return client.get("/openapi.json").raise_for_status().json()
 
 
 def resolved(document: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:

@@ -151,7 +151,6 @@ class UserUpdateRequestSerializer(serializers.Serializer):
     name = FreeText(required=False, allow_null=True, help_text="Null or absent is unchanged.")
     current_password = FreeText(
         max_length=MAX_PASSWORD,
-        trim_whitespace=False,
         required=False,
         allow_null=True,
         help_text="Where it is given it must be right.",
@@ -293,7 +292,6 @@ class UpdateUserInfoSerializer(serializers.Serializer):
     email = Text(max_length=MAX_EMAIL, required=False, allow_null=True, help_text="Unique; what you sign in with.")
     current_password = FreeText(
         max_length=MAX_PASSWORD,
-        trim_whitespace=False,
         required=False,
         allow_null=True,
         help_text="Needed for a new password, where there is one.",

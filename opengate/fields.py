@@ -73,16 +73,13 @@ class Secret(Text):
 
 
 class FreeText(Text):
-    """A string that may be empty."""
+    """A string that may be empty, kept as it is."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(min_length=None, pattern=ANY_TEXT, **options)
+        super().__init__(min_length=None, pattern=ANY_TEXT, trim_whitespace=False, **options)
 
     def run_validation(self, data: Any = serializers.empty) -> Any:
-        is_text = isinstance(data, str) and len(data) <= self.longest
-        if is_text and not (data.strip() if self.trim_whitespace else data):
-            return ""
-        return super().run_validation(data)
+        return "" if data == "" else super().run_validation(data)
 
 
 class List(serializers.ListField):

@@ -11,8 +11,10 @@ from rest_framework import serializers
 from rest_framework.fields import empty
 
 from opengate.errors import APIError
+from opengate.fields import NO_INTEGER
 
 SCHEME = "HTTPBearer"
+FAULTS = {"detail": [{"type": "int_parsing", "loc": ["query", "limit"], "msg": NO_INTEGER, "input": "ten"}]}
 # The schemas that are closed in the contract; every other object may hold more than it names.
 CLOSED = {"Model", "ModelCosts", "HTTPValidationError", "ValidationError"}
 
@@ -107,7 +109,11 @@ def describe(
 ) -> Any:
     """A decorator that attaches the description to a method; `examples` holds a `request` and a `response`."""
     done = OpenApiResponse(answer, description="Done." if answer is None else "The answer.")
-    invalid = OpenApiResponse(HTTPValidationErrorSerializer, description="The request does not validate.")
+    invalid = OpenApiResponse(
+        HTTPValidationErrorSerializer,
+        description="The request does not validate.",
+        examples=[OpenApiExample("Faults", value=FAULTS, response_only=True, status_codes=["422"])],
+    )
     shown = []
     if "request" in examples:
         shown.append(OpenApiExample("Request", value=examples["request"], request_only=True))

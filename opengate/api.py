@@ -83,7 +83,7 @@ def drf_exception_handler(error: Exception, context: dict[str, Any]) -> Response
     if isinstance(error, exceptions.ValidationError):
         error = InvalidBody(faults_of(error.detail, ["body"]))
     if isinstance(error, APIError):
-        return Response({"detail": error.detail}, status=error.status, headers=error.headers)
+        return Response({"detail": error.detail, **error.extra}, status=error.status, headers=error.headers)
     return exception_handler(error, context)
 
 

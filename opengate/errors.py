@@ -12,6 +12,7 @@ class APIError(Exception):
     """
 
     status = 500
+    extra: Mapping[str, Any] = {}  # further fields of the answer, where there is more to say than the contract's words
 
     def __init__(self, detail: Any, *, headers: Mapping[str, str] | None = None, status: int | None = None) -> None:
         super().__init__(detail)

@@ -38,6 +38,7 @@ class ErrorSerializer(serializers.Serializer):
     """Why the request was refused."""
 
     detail = serializers.CharField(help_text="A sentence.")
+    reason = serializers.CharField(required=False, help_text="With 424: what the upstream said.")
 
 
 class ValidationErrorSerializer(serializers.Serializer):

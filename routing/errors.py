@@ -55,13 +55,14 @@ class ProviderExists(Conflict):
 
 
 class ProviderUnreachable(APIError):
-    """The upstream does not answer, or does not know the model; `reason` says which, for those who look after it."""
+    """The upstream does not answer, or does not know the model; `reason` is its status and its words, or ours."""
 
     status = 424
 
     def __init__(self, model_name: str, reason: str = "") -> None:
         super().__init__(f"Model provider {model_name} not reachable.")
         self.reason = reason
+        self.extra = {"reason": reason}
 
 
 class InvalidProviderType(APIError):

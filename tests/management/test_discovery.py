@@ -90,24 +90,35 @@ def test_a_type_serves_the_routers_that_the_contract_says(create, upstream, type
 
 
 FAULTS: dict[str, dict[str, Any]] = {
-    "no such model": {"body": {"data": [{"id": "another"}]}},
-    "no list": {"body": {"data": {"id": MODEL}}},
-    "no object": {"body": [MODEL]},
-    "no JSON": {"body": b"<html>", "content_type": "text/html"},
-    "refused": {"body": {"error": {"message": "Incorrect API key"}}, "status": 401},
-    "broken": {"body": {}, "status": 500},
-    "redirect": {"body": {}, "status": 302, "headers": {"Location": "http://127.0.0.1:9/"}},
-    "cut": {"body": b'{"data": [', "then": "cut"},
-    "silent": {"body": b"", "then": "stall"},
+    "no such model": {"reason": "is not among those it lists", "body": {"data": [{"id": "another"}]}},
+    "no list": {"reason": "is not among those it lists", "body": {"data": {"id": MODEL}}},
+    "no object": {"reason": "Response formatting failed", "body": [MODEL]},
+    "no JSON": {"reason": "Response formatting failed", "body": b"<html>", "content_type": "text/html"},
+    "refused": {
+        "reason": "Incorrect API key",
+        "body": {"error": {"message": "Incorrect API key upstream-secret"}},
+        "status": 401,
+    },
+    "broken": {"reason": "500", "body": {}, "status": 500},
+    "redirect": {
+        "reason": "temporarily unavailable",
+        "body": {},
+        "status": 302,
+        "headers": {"Location": "http://127.0.0.1:9/"},
+    },
+    "cut": {"reason": "too busy", "body": b'{"data": [', "then": "cut"},
+    "silent": {"reason": "too busy", "body": b"", "then": "stall"},
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_an_upstream_that_gives_no_answer_is_a_424_and_makes_nothing(create, upstream, fault):
-    how = dict(FAULTS[fault])
+    how = {name: value for name, value in FAULTS[fault].items() if name != "reason"}
     upstream.reply(how.pop("body"), **how)
     response = create("vllm", timeout=1)
-    assert (response.status_code, response.json()) == (424, {"detail": f"Model provider {MODEL} not reachable."})
+    assert (response.status_code, response.json()["detail"]) == (424, f"Model provider {MODEL} not reachable.")
+    assert FAULTS[fault]["reason"] in response.json()["reason"]
+    assert "upstream-secret" not in response.text
     assert not Provider.objects.exists()
     assert len(upstream.received) == 1
 

@@ -6,12 +6,14 @@ from typing import Any, ParamSpec, TypeVar
 
 from asgiref.sync import sync_to_async
 from django.db import IntegrityError, InterfaceError, OperationalError, close_old_connections, transaction
-from psycopg.errors import ForeignKeyViolation, UniqueViolation
+from psycopg.errors import DeadlockDetected, ForeignKeyViolation, UniqueViolation
 
 from opengate.errors import APIError, Conflict, DatabaseAway
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+TRIES = 4
 
 
 def in_thread(function: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]:
@@ -38,9 +40,10 @@ def commit(work: Callable[[], T], *, taken: Callable[[], APIError] | None = None
     """What `work` answers, once it is committed; raises `taken()` when a value that must be unique is another's.
 
     The constraints decide, not a look beforehand, so of two at a time one wins. A row that `work` leans on may be
-    deleted, or a row that it deletes be leaned on, before it commits: then it runs once more, and finds that out.
+    deleted, or a row that it deletes be leaned on, before it commits, and two may wait for each other: then it runs
+    again, and finds things as they are.
     """
-    for _ in range(2):
+    for _ in range(TRIES):
         try:
             with transaction.atomic():
                 return work()
@@ -48,5 +51,8 @@ def commit(work: Callable[[], T], *, taken: Callable[[], APIError] | None = None
             if taken is not None and isinstance(error.__cause__, UniqueViolation):
                 raise taken() from error
             if not isinstance(error.__cause__, ForeignKeyViolation):
+                raise
+        except OperationalError as error:
+            if not isinstance(error.__cause__, DeadlockDetected):
                 raise
     raise Conflict("The rows were changed meanwhile, please try again.")

@@ -126,3 +126,21 @@ def test_a_key_made_while_its_user_is_deleted_is_no_error(as_admin):
         *made, deleted = at_once(as_admin, [*calls, ("DELETE", f"/v1/admin/users/{user.id}", None)])
         assert {answer.status_code for answer in made} <= {201, 404}
         assert deleted.status_code in (204, 409)  # 409: a key came in between, twice
+
+
+def test_limits_changed_while_their_routers_are_deleted_are_no_error(as_admin):
+    roles = [Role.objects.create(name=f"role {number}") for number in range(4)]
+    for attempt in range(3):
+        routers = [Router.objects.create(name=f"model {attempt} {n}", type="text-generation") for n in range(4)]
+        limits = [{"router": router.id, "type": type} for router in routers for type in ("rpm", "rpd", "tpm", "tpd")]
+        for role in roles[::2]:
+            for router in routers:
+                Limit.objects.open_router(role, router, 1)
+        calls: list[tuple[str, str, Any]] = [
+            ("PATCH", f"/v1/admin/roles/{role.id}", {"limits": limits[::step]})
+            for role, step in zip(roles, (1, -1, 1, -1), strict=True)
+        ]
+        calls += [("DELETE", f"/v1/admin/routers/{router.id}", None) for router in routers[::-1]]
+        answers = at_once(as_admin, calls)
+        assert {answer.status_code for answer in answers[:4]} <= {204, 404}, [answer.text for answer in answers]
+        assert {answer.status_code for answer in answers[4:]} == {200}, [answer.text for answer in answers]

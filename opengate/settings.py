@@ -88,7 +88,14 @@ _database: dict[str, Any] = dict(dj_database_url.parse(DATABASE_URL))
 _database.setdefault("OPTIONS", {})
 _database["OPTIONS"]["connect_timeout"] = 3
 if ENVIRONMENT.database_pool:
-    _database["OPTIONS"]["pool"] = {"min_size": 0, "max_size": ENVIRONMENT.database_pool, "timeout": 3}
+    # A connection that cannot be made is given up soon, and tried anew by whoever asks next: the pool's own pauses
+    # between tries would outlive a long outage by minutes.
+    _database["OPTIONS"]["pool"] = {
+        "min_size": 0,
+        "max_size": ENVIRONMENT.database_pool,
+        "timeout": 3,
+        "reconnect_timeout": 1,
+    }
 DATABASES = {"default": _database}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 

@@ -71,6 +71,7 @@ DEFAULT_URLS = {
     ProviderType.OPENAI: "https://api.openai.com/",
     ProviderType.MISTRAL: "https://api.mistral.ai/",
 }
+KEY_PATTERN = r"^[!-~]+$"  # what a header carries
 
 
 class RouterQuerySet(models.QuerySet["Router"]):
@@ -84,9 +85,6 @@ class RouterQuerySet(models.QuerySet["Router"]):
             vector_size=Subquery(first.values("vector_size")[:1]),
             max_context_length=Subquery(first.values("max_context_length")[:1]),
         )
-
-
-KEY_PATTERN = r"^[!-~]+$"  # what a header carries
 
 
 class Router(models.Model):

@@ -32,10 +32,10 @@ async def discover(provider: models.Provider, router_type: str) -> Discovered:
     try:
         length = (await client.describe()).get(client.CONTEXT_LENGTH)
         embeds = router_type == models.ModelType.TEXT_EMBEDDINGS_INFERENCE
-        vectors = await client.embed(["hello world"]) if embeds else []
+        rows = (await client.embed({"input": "hello world"}))["data"] if embeds else []
     except UpstreamTrouble as error:
         reason = f"{error.status}: {error.detail}"[:MAX_REASON]
         logger.warning("Provider %r at %s is not reachable: %r", provider.model_name, provider.url, reason)
         raise ProviderUnreachable(provider.model_name, reason) from error
     is_length = isinstance(length, int) and not isinstance(length, bool) and 0 < length <= MAX_TOKENS
-    return Discovered(length if is_length else None, len(vectors[0]) if vectors else None)
+    return Discovered(length if is_length else None, len(rows[0]["embedding"]) if rows else None)

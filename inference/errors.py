@@ -19,11 +19,26 @@ class UpstreamFailed(UpstreamTrouble):
     def __init__(self, detail: str, *, status: int | None = None) -> None:
         super().__init__(detail, status=status, headers=RETRY_AFTER if status in (None, 503) else None)
 
+    @property
+    def is_outage(self) -> bool:
+        return self.status == 503
+
+
+class ProviderFull(UpstreamFailed):
+    """This process has as many calls at the provider as it may: no fault of the provider's."""
+
+    is_outage = False
+
+    def __init__(self) -> None:
+        super().__init__("Model is too busy, please try again later.")
+
 
 class UpstreamRefused(UpstreamTrouble):
     """The provider answered with an error status, which the caller gets with its message."""
 
     OTHERS_MAY_DO_BETTER = frozenset({401, 402, 403, 404, 408, 409, 425, 429})
+    # Another status, a 500 or a 429, may be the request's own doing: it must not close a provider to all others.
+    OUTAGES = frozenset({502, 503, 504})
 
     def __init__(self, status: int, detail: Any, *, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(detail, status=status, headers=headers)
@@ -32,6 +47,10 @@ class UpstreamRefused(UpstreamTrouble):
     def is_worth_another_try(self) -> bool:
         """Not when the request itself is at fault."""
         return self.status >= 500 or self.status in self.OTHERS_MAY_DO_BETTER
+
+    @property
+    def is_outage(self) -> bool:
+        return self.status in self.OUTAGES
 
 
 class ModelUnknown(UpstreamFailed):
@@ -46,6 +65,15 @@ class UnreadableAnswer(UpstreamFailed):
 
     def __init__(self) -> None:
         super().__init__("Response formatting failed.", status=500)
+
+
+class FormatUnavailable(APIError):
+    """The provider's dialect has no such form of an answer."""
+
+    status = 422
+
+    def __init__(self, response_format: str) -> None:
+        super().__init__(f"Response format {response_format} is not available for this model.")
 
 
 class SearchNotEnabled(APIError):

@@ -1,18 +1,23 @@
 """The only road to a model: resolve, admit, lease, forward, relay, settle. Nothing that passes here goes unmeasured."""
 
+import sys
+from array import array
+from base64 import b64encode
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from contextlib import aclosing
 from typing import Any, TypeVar
 
 from accounts import principals
 from inference import streaming, upstream
-from inference.errors import UpstreamFailed, UpstreamTrouble
+from inference.audio import Transcription
+from inference.errors import UnreadableAnswer, UpstreamTrouble
 from inference.streaming import DONE, Reading
 from opengate import epoch
 from opengate.errors import APIError
-from routing import balancing, snapshot
-from routing.models import CHAT_TYPES
-from routing.snapshot import Router, require_type
+from routing import snapshot
+from routing.errors import ProvidersAway
+from routing.models import CHAT_TYPES, ModelType
+from routing.snapshot import require_type
 from usage import limits, tokens
 from usage.accounting import Call
 from usage.models import Outcome
@@ -23,20 +28,14 @@ Payload = dict[str, Any]
 
 async def complete(call: Call, payload: Payload) -> Payload:
     """A chat completion, settled. Raises what stands in its way, with nothing sent to the caller yet."""
-    async with call:
-        prompt_tokens = tokens.of_messages(payload["messages"])
-        router = await enter(call, payload["model"], CHAT_TYPES, prompt_tokens)
-        answer = await _first(call, router, prompt_tokens, lambda client: client.chat(payload))
-        call.count(
-            answer.get("usage"), prompt_tokens=prompt_tokens, completion_tokens=tokens.of_choices(answer["choices"])
-        )
-        usage = call.usage(answer.get("usage"))
-        await call.settle(200, Outcome.FINISHED)
-    return answer | {
-        "id": answer.get("id") or f"request-{call.request_id}",
-        "model": payload["model"],
-        "usage": usage,
-    }
+    return await _answer(
+        call,
+        payload["model"],
+        CHAT_TYPES,
+        lambda client: client.chat(payload),
+        prompt_tokens=tokens.of_messages(payload["messages"]),
+        completion_tokens=lambda answer: tokens.of_choices(answer["choices"]),
+    )
 
 
 async def stream(call: Call, payload: Payload) -> AsyncGenerator[bytes]:
@@ -46,10 +45,8 @@ async def stream(call: Call, payload: Payload) -> AsyncGenerator[bytes]:
     """
     async with call:
         prompt_tokens = tokens.of_messages(payload["messages"])
-        router = await enter(call, payload["model"], CHAT_TYPES, prompt_tokens)
-        opening = await _first(
-            call, router, prompt_tokens, lambda client: streaming.opened(client.chat_events(payload))
-        )
+        await enter(call, payload["model"], CHAT_TYPES, prompt_tokens)
+        opening = await _first(call, prompt_tokens, lambda client: streaming.opened(client.chat_events(payload)))
         reading = Reading()
         data = b""
         async with aclosing(opening) as events:
@@ -64,6 +61,7 @@ async def stream(call: Call, payload: Payload) -> AsyncGenerator[bytes]:
                     if relayed:
                         yield streaming.encode(data)
             except UpstreamTrouble as error:
+                call.troubled(error)
                 reading.trouble = error
             finally:  # also when the caller leaves: what went out is counted
                 call.count(
@@ -77,7 +75,72 @@ async def stream(call: Call, payload: Payload) -> AsyncGenerator[bytes]:
             yield closing
 
 
-async def enter(call: Call, name: str, types: Collection[str], prompt_tokens: int) -> Router:
+async def embed(call: Call, payload: Payload) -> Payload:
+    """Embeddings, one row for each input, in order; with `encoding_format` base64 as little-endian 32-bit floats."""
+    wants_base64 = payload.get("encoding_format") == "base64"
+    # Upstreams are asked for numbers, which can be checked.
+    sent = {name: value for name, value in payload.items() if name != "encoding_format" or not wants_base64}
+
+    async def attempt(client: upstream.OpenAI) -> Payload:
+        answer = await client.embed(sent)
+        vectors = [row["embedding"] for row in answer["data"]]
+        rows = [
+            {"object": "embedding", "index": index, "embedding": _base64(vector) if wants_base64 else vector}
+            for index, vector in enumerate(vectors)
+        ]
+        return answer | {"object": "list", "data": rows}
+
+    prompt_tokens = tokens.of_input(payload["input"])
+    return await _answer(
+        call, payload["model"], {ModelType.TEXT_EMBEDDINGS_INFERENCE}, attempt, prompt_tokens=prompt_tokens
+    )
+
+
+async def rerank(call: Call, payload: Payload) -> Payload:
+    """The documents' relevance to the query, by their index."""
+    answer = await _answer(
+        call,
+        payload["model"],
+        {ModelType.TEXT_CLASSIFICATION},
+        lambda client: client.rerank(payload),
+        prompt_tokens=tokens.of_texts([payload["query"], *payload["documents"]]),
+    )
+    return {"object": "list"} | answer
+
+
+async def transcribe(call: Call, model: str, request: Transcription) -> Payload:
+    """What is said in a file: `text`, in the format that was asked for, and what else the provider tells."""
+    return await _answer(
+        call, model, {ModelType.AUTOMATIC_SPEECH_RECOGNITION}, lambda client: client.transcribe(request)
+    )
+
+
+async def ocr(call: Call, payload: Payload) -> Payload:
+    """The pages of a document as Markdown, by a model."""
+    return await _answer(call, payload["model"], {ModelType.IMAGE_TO_TEXT}, lambda client: client.ocr(payload))
+
+
+async def _answer(
+    call: Call,
+    model: str,
+    types: Collection[str],
+    attempt: Callable[[upstream.OpenAI], Awaitable[Payload]],
+    *,
+    prompt_tokens: int = 0,
+    completion_tokens: Callable[[Payload], int] = lambda answer: 0,
+) -> Payload:
+    """A whole answer, settled: the provider's, with our id, the caller's name for the model, and our usage."""
+    async with call:
+        await enter(call, model, types, prompt_tokens)
+        answer = await _first(call, prompt_tokens, attempt)
+        used = answer.get("usage")
+        call.count(used, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens(answer))
+        usage = call.usage(used)
+        await call.settle(200, Outcome.FINISHED)
+    return answer | {"id": answer.get("id") or f"request-{call.request_id}", "model": model, "usage": usage}
+
+
+async def enter(call: Call, name: str, types: Collection[str], prompt_tokens: int) -> None:
     """Resolve a name and admit the call, both as of the epoch in force.
 
     What is refused from memory is looked at again when the memory is old; what is admitted was fresh, since the
@@ -96,24 +159,39 @@ async def enter(call: Call, name: str, types: Collection[str], prompt_tokens: in
             call.principal = await principals.again(call.principal)
             continue
         if await call.admit(router, granted, prompt_tokens):
-            return router
+            return
 
 
-async def _first(
-    call: Call, router: Router, prompt_tokens: int, attempt: Callable[[upstream.OpenAI], Awaitable[T]]
-) -> T:
+async def _first(call: Call, prompt_tokens: int, attempt: Callable[[upstream.OpenAI], Awaitable[T]]) -> T:
     """What the first provider answers that answers at all; the last one's trouble when none does.
 
     A fault of the request itself is not tried elsewhere.
     """
-    trouble: UpstreamTrouble = UpstreamFailed("Model is temporarily unavailable, please try again later.")
-    for provider in balancing.candidates(router):
-        await call.go_to(provider, prompt_tokens)
+    trouble: UpstreamTrouble | None = None
+    while True:
         try:
-            return await attempt(upstream.client(provider))
+            provider = await call.next_provider(prompt_tokens)
+        except ProvidersAway:
+            if trouble is not None:
+                raise trouble from None
+            raise
+        try:
+            answer = await attempt(upstream.client(provider))
         except UpstreamTrouble as error:
-            call.failed_at_provider()
-            trouble = error
+            call.failed_at_provider(error)
             if not error.is_worth_another_try:
-                break
-    raise trouble
+                raise
+            trouble = error
+        else:
+            call.answered()
+            return answer
+
+
+def _base64(vector: list[float]) -> str:
+    try:
+        numbers = array("f", vector)
+    except OverflowError as error:  # more than 32 bits can say
+        raise UnreadableAnswer from error
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return b64encode(numbers.tobytes()).decode()

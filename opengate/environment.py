@@ -65,14 +65,27 @@ class Environment(BaseModel):
     upstream_connect_timeout_seconds: float = Field(
         10, alias="OPENGATE_UPSTREAM_CONNECT_TIMEOUT_SECONDS", gt=0, description="Longest wait for a provider's socket."
     )
-    upstream_max_connections: int = Field(
-        1000, alias="OPENGATE_UPSTREAM_MAX_CONNECTIONS", ge=1, description="Open connections to one host, a process."
-    )
     upstream_max_response_bytes: int = Field(
         64 * 1024 * 1024, alias="OPENGATE_UPSTREAM_MAX_RESPONSE_BYTES", ge=1024, description="Longest answer read."
     )
     upstream_max_event_bytes: int = Field(
         8 * 1024 * 1024, alias="OPENGATE_UPSTREAM_MAX_EVENT_BYTES", ge=1024, description="Longest event of a stream."
+    )
+    upstream_max_calls: int = Field(
+        1000,
+        alias="OPENGATE_UPSTREAM_MAX_CALLS",
+        ge=1,
+        description="Calls to one provider at a time, a process: a slow one cannot take what others need.",
+    )
+    routing_max_wait_seconds: float = Field(
+        9,
+        alias="OPENGATE_ROUTING_MAX_WAIT_SECONDS",
+        gt=0,
+        le=600,
+        description="How long a call waits when no provider of its model has room, before it is answered 503.",
+    )
+    routing_max_priority: int = Field(
+        4, alias="OPENGATE_ROUTING_MAX_PRIORITY", ge=1, le=10, description="Priorities of users above it count as it."
     )
     usage_queue_records: int = Field(
         10_000,

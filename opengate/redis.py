@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from hashlib import sha1
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,6 +18,7 @@ import redis.asyncio
 from django.conf import settings
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError
 from redis.retry import Retry
 
 logger = logging.getLogger(__name__)
@@ -162,6 +164,25 @@ async def trip(*commands: Command) -> list[Any]:
 async def ask(*command: str | bytes | int | float) -> Any:
     """The answer of one command; raises as `trip` does."""
     return (await trip(command))[0]
+
+
+class Script:
+    """A Lua script, which Redis runs as one step."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._sha = sha1(text.encode()).hexdigest()  # noqa: S324  as Redis names its scripts
+
+    async def run(self, keys: Sequence[str], arguments: Sequence[str | int | float]) -> Any:
+        """What it answers; it goes over the line once, and by its name from then on. Raises as `trip` does."""
+        try:
+            return await ask("EVALSHA", self._sha, len(keys), *keys, *arguments)
+        except NoScriptError:
+            return await ask(*self.command(keys, arguments))
+
+    def command(self, keys: Sequence[str], arguments: Sequence[str | int | float]) -> Command:
+        """The command that runs it whether Redis knows it or not, to travel with others."""
+        return ("EVAL", self._text, len(keys), *keys, *arguments)
 
 
 async def close() -> None:

@@ -15,4 +15,4 @@ class RoutingConfig(AppConfig):
         hosting = ("model_hosting_zone", "model_total_params", "model_active_params")
         found = ("max_context_length", "vector_size")
         served = ("router", "user", "type", "url", "timeout", "model_name", "qos_metric", "qos_limit")
-        audit.watch(Provider, *served, *hosting, *found, secrets=["key"])
+        audit.watch(Provider, *served, *costs, *hosting, *found, secrets=["key"])

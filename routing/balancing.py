@@ -1,109 +1,118 @@
-"""Which provider takes a call, and who is in flight where.
+"""Which provider takes a call: the router's strategy puts them in order, the providers' QoS says how many each takes.
 
-A provider's in-flight calls are the members of a sorted set in Redis, each with the moment it expires. A heartbeat
-of this process pushes the moment on while the call lives; a process that dies leaves members that expire, and no
-counter that drifts.
+The first provider with room gets the call (`routing.places`).
 """
 
-import asyncio
 import random
-import time
-from collections.abc import Iterator, Sequence
-from weakref import WeakKeyDictionary
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
-from opengate import redis as opengate_redis
-from opengate.redis import Command, RedisAway
+from django.conf import settings
+
+from routing import figures, places
+from routing.figures import NOTHING, Figures
+from routing.models import LoadBalancingStrategy, Metric
+from routing.places import UNLIMITED, Lease, Option, Waiting
 from routing.snapshot import Provider, Router
 
-LEASE_SECONDS = 30
-HEARTBEAT_SECONDS = 10
+UNKNOWN: Final = float("inf")
+MEASURING = frozenset({LoadBalancingStrategy.LEAST_BUSY, LoadBalancingStrategy.LOWEST_LATENCY})
+MEASURED = frozenset({Metric.TTFT, Metric.LATENCY, Metric.PERFORMANCE})
+
+Grams = Callable[[Provider], float | None]
 
 
-def inflight_key(provider_id: int) -> str:
-    return f"opengate:inflight:{provider_id}"
+async def lease(
+    router: Router, call_id: str, *, grams: Grams, priority: int = 0, tried: frozenset[int] = frozenset()
+) -> Lease:
+    """A place for the call at a provider that was not tried yet; raises ProvidersAway or ModelTooBusy.
+
+    `grams` answers a provider's grams of CO2eq a token, None where nobody knows. Who waits is served in the order of
+    arrival; the highest priority counts as having come half the longest wait earlier, so that nobody is passed over
+    for ever.
+    """
+
+    async def options() -> Sequence[Option]:
+        seen = await figures.of(provider.id for provider in router.providers) if is_measured(router) else {}
+        return [Option(p, capacity(p, seen.get(p.id, NOTHING))) for p in in_order(router, seen, grams)]
+
+    share = min(priority, settings.ROUTING_MAX_PRIORITY) / settings.ROUTING_MAX_PRIORITY
+    waiting = Waiting(call_id, tried, share * settings.ROUTING_MAX_WAIT_SECONDS / 2)
+    return await places.take(router.id, options, waiting, settings.ROUTING_MAX_WAIT_SECONDS)
 
 
-def candidates(router: Router) -> Sequence[Provider]:
-    """The router's providers in the order they are to be tried."""
-    if len(router.providers) == 1:
-        return router.providers
-    return random.sample(router.providers, len(router.providers))
+def is_measured(router: Router) -> bool:
+    """Whether strategy or QoS look at how quick the providers were."""
+    return router.strategy in MEASURING or any(provider.qos_metric in MEASURED for provider in router.providers)
 
 
-class Lease:
-    """One call in flight at one provider, from `take` until `release` or `end`."""
+def in_order(router: Router, seen: Mapping[int, Figures], grams: Grams) -> Sequence[Provider]:
+    """The router's providers, the preferred one first; equals by chance, and what is not known last."""
+    providers = router.providers
+    if len(providers) == 1:
+        return providers
+    shuffled = random.sample(providers, len(providers))
 
-    __slots__ = ("call_id", "provider")
+    def ttft(provider: Provider) -> float:
+        found = seen.get(provider.id, NOTHING).ttft_p95_ms
+        return UNKNOWN if found is None else found
 
-    def __init__(self, provider: Provider, call_id: str) -> None:
-        self.provider = provider
-        self.call_id = call_id
+    def cost(provider: Provider) -> float:
+        known = [price for price in (provider.cost_prompt_tokens, provider.cost_completion_tokens) if price is not None]
+        return float(sum(known)) if known else UNKNOWN
 
-    async def release(self) -> None:
-        """Leave the provider now, because another one is tried."""
-        try:
-            await opengate_redis.trip(self.end())
-        except RedisAway:
-            pass  # the member expires
+    def carbon(provider: Provider) -> float:
+        found = grams(provider)
+        return UNKNOWN if found is None else found
 
-    def forget(self) -> None:
-        """Keep it alive no longer: whatever became of the trip that ends it, it expires."""
-        _leases().discard(self)
-
-    def end(self) -> Command:
-        """Leave the provider: the command that does it, for the trip at the end of the call."""
-        self.forget()
-        return ("ZREM", inflight_key(self.provider.id), self.call_id)
-
-
-async def take(provider: Provider, call_id: str) -> Lease:
-    """Put a call in flight at a provider. With Redis away it goes uncounted."""
-    lease = Lease(provider, call_id)
-    _leases().add(lease)
-    try:
-        await opengate_redis.ask("ZADD", inflight_key(provider.id), time.time() + LEASE_SECONDS, call_id)
-    except RedisAway:
-        pass
-    return lease
+    match router.strategy:
+        case LoadBalancingStrategy.LEAST_BUSY:
+            return sorted(shuffled, key=ttft)
+        case LoadBalancingStrategy.LOWEST_LATENCY:
+            return _quicker_first(shuffled, seen)
+        case LoadBalancingStrategy.CHEAPEST:
+            return sorted(shuffled, key=cost)
+        case LoadBalancingStrategy.LOWEST_CARBON:
+            return sorted(shuffled, key=carbon)
+        case _:
+            return shuffled
 
 
-async def inflight(provider_id: int) -> int:
-    """How many calls are in flight at a provider, over all processes; raises RedisAway."""
-    return int(await opengate_redis.ask("ZCOUNT", inflight_key(provider_id), time.time(), "+inf"))
+def _quicker_first(shuffled: Sequence[Provider], seen: Mapping[int, Figures]) -> Sequence[Provider]:
+    """The power of two choices: of two by chance the quicker one leads, and the other one follows.
+
+    Compared is the decaying mean of the time to first token, or, where one of them has streamed nothing lately, of the
+    whole call. One that was not measured lately leads, so that it is measured.
+    """
+    one, other, *rest = shuffled
+    first, second = seen.get(one.id, NOTHING), seen.get(other.id, NOTHING)
+    pairs = (
+        (first.decaying_ttft_ms, second.decaying_ttft_ms),
+        (first.decaying_latency_ms, second.decaying_latency_ms),
+    )
+    for mine, its in pairs:
+        if mine is not None and its is not None:
+            return (one, other, *rest) if mine <= its else (other, one, *rest)
+    return (other, one, *rest) if second.decaying_latency_ms is None else (one, other, *rest)
 
 
-class _Heart:
-    """Keeps the leases of one event loop alive, and sweeps expired members away as it goes."""
+def capacity(provider: Provider, seen: Figures) -> int:
+    """How many calls the provider takes at a time, by its QoS policy.
 
-    def __init__(self) -> None:
-        self.leases: set[Lease] = set()
-        self.task = asyncio.ensure_future(self._beat())
-
-    async def _beat(self) -> None:
-        while True:
-            await asyncio.sleep(HEARTBEAT_SECONDS)
-            if self.leases:
-                try:
-                    await opengate_redis.trip(*self._refreshed())
-                except RedisAway:
-                    pass
-
-    def _refreshed(self) -> Iterator[Command]:
-        now = time.time()
-        for provider_id in {lease.provider.id for lease in self.leases}:
-            yield ("ZREMRANGEBYSCORE", inflight_key(provider_id), "-inf", now)
-            yield ("EXPIRE", inflight_key(provider_id), 10 * LEASE_SECONDS)
-        for lease in self.leases:
-            # XX: a call that ended meanwhile is not put back
-            yield ("ZADD", inflight_key(lease.provider.id), "XX", now + LEASE_SECONDS, lease.call_id)
-
-
-_hearts: WeakKeyDictionary[asyncio.AbstractEventLoop, _Heart] = WeakKeyDictionary()
-
-
-def _leases() -> set[Lease]:
-    loop = asyncio.get_running_loop()
-    heart = _hearts.get(loop)
-    if heart is None:
-        heart = _hearts[loop] = _Heart()
-    return heart.leases
+    `inflight`: as many as `qos_limit`, one at least. `ttft` and `latency` (95th percentile in ms) and `performance`
+    (median of completion tokens a second of a call), over the last two minutes: any number while the figure is within
+    the limit, and else one at a time, so that a provider that has become better is found out.
+    """
+    limit = provider.qos_limit
+    if provider.qos_metric is None or limit is None:
+        return UNLIMITED
+    match provider.qos_metric:
+        case Metric.INFLIGHT:
+            return max(int(limit), 1)
+        case Metric.TTFT:
+            is_within = seen.ttft_p95_ms is None or seen.ttft_p95_ms <= limit
+        case Metric.LATENCY:
+            is_within = seen.latency_p95_ms is None or seen.latency_p95_ms <= limit
+        case _:
+            is_within = seen.tokens_per_second is None or seen.tokens_per_second >= limit
+    return UNLIMITED if is_within else 1

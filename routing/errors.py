@@ -1,5 +1,6 @@
 """Why a model cannot be called, and what routers and providers do not allow."""
 
+import math
 from collections.abc import Iterable
 
 from opengate.errors import APIError, Conflict
@@ -63,6 +64,25 @@ class ProviderUnreachable(APIError):
         super().__init__(f"Model provider {model_name} not reachable.")
         self.reason = reason
         self.extra = {"reason": reason}
+
+
+class ModelTooBusy(APIError):
+    """No provider had room for as long as a call waits."""
+
+    status = 503
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"Model is too busy after {seconds:g} seconds", headers={"Retry-After": "10"})
+
+
+class ProvidersAway(APIError):
+    """The circuits of all providers are open, for some seconds yet; or none is left to try."""
+
+    status = 503
+
+    def __init__(self, seconds: float = 10) -> None:
+        retry_after = {"Retry-After": str(math.ceil(seconds))}
+        super().__init__("Model is temporarily unavailable, please try again later.", headers=retry_after)
 
 
 class InvalidProviderType(APIError):

@@ -49,6 +49,9 @@ class ProviderType(models.TextChoices):
 class LoadBalancingStrategy(models.TextChoices):
     SHUFFLE = "shuffle", "shuffle"
     LEAST_BUSY = "least_busy", "least_busy"
+    LOWEST_LATENCY = "lowest_latency", "lowest_latency"
+    CHEAPEST = "cheapest", "cheapest"
+    LOWEST_CARBON = "lowest_carbon", "lowest_carbon"
 
 
 class Metric(models.TextChoices):
@@ -234,7 +237,30 @@ class Provider(models.Model):
     )
     model_total_params = models.PositiveIntegerField(default=0, help_text="Billions of parameters.")
     model_active_params = models.PositiveIntegerField(default=0, help_text="Billions of parameters.")
-    qos_metric = models.CharField(max_length=16, choices=Metric.choices, null=True, blank=True)
+    cost_prompt_tokens = models.DecimalField(
+        max_digits=18,
+        decimal_places=6,
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(0)],
+        help_text="What the upstream charges for a million prompt tokens, for the strategy cheapest; empty if unknown.",
+    )
+    cost_completion_tokens = models.DecimalField(
+        max_digits=18,
+        decimal_places=6,
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(0)],
+        help_text="What the upstream charges for a million completion tokens.",
+    )
+    qos_metric = models.CharField(
+        max_length=16,
+        choices=Metric.choices,
+        null=True,
+        blank=True,
+        help_text="inflight: calls at a time. Over the last two minutes, ttft and latency: 95th percentile in ms; "
+        "performance: median of completion tokens a second. Beyond the limit calls go elsewhere, or wait.",
+    )
     qos_limit = models.FloatField(null=True, blank=True, validators=[MinValueValidator(0)])
     max_context_length = models.PositiveIntegerField(null=True, blank=True, editable=False)
     vector_size = models.PositiveIntegerField(null=True, blank=True, editable=False)
@@ -247,6 +273,11 @@ class Provider(models.Model):
             models.UniqueConstraint(fields=["router", "url", "model_name"], name="provider_once_a_router"),
             models.CheckConstraint(
                 condition=Q(qos_metric__isnull=True) | Q(qos_limit__isnull=False), name="provider_qos_has_a_limit"
+            ),
+            models.CheckConstraint(
+                condition=(Q(cost_prompt_tokens__isnull=True) | Q(cost_prompt_tokens__gte=0))
+                & (Q(cost_completion_tokens__isnull=True) | Q(cost_completion_tokens__gte=0)),
+                name="provider_costs_not_negative",
             ),
         ]
 

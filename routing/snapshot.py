@@ -12,7 +12,10 @@ from routing.errors import ModelNotFound, WrongModelType
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """One upstream; `url` ends with a slash, `timeout` is in seconds, parameters in billions."""
+    """One upstream; `url` ends with a slash, `timeout` is in seconds, parameters in billions.
+
+    Costs are what the upstream charges for a million tokens, `vector_size` the numbers of an embedding; None: unknown.
+    """
 
     id: int
     type: str
@@ -25,6 +28,9 @@ class Provider:
     active_params: int
     qos_metric: str | None
     qos_limit: float | None
+    cost_prompt_tokens: Decimal | None
+    cost_completion_tokens: Decimal | None
+    vector_size: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +83,9 @@ def provider_of(row: models.Provider) -> Provider:
         active_params=row.model_active_params,
         qos_metric=row.qos_metric,
         qos_limit=row.qos_limit,
+        cost_prompt_tokens=row.cost_prompt_tokens,
+        cost_completion_tokens=row.cost_completion_tokens,
+        vector_size=row.vector_size,
     )
 
 

@@ -15,8 +15,8 @@ from django.db import connection
 
 from accounts.models import Key, Organization, Permission, Role, User
 from opengate import epoch
-from routing.balancing import inflight_key
 from routing.models import Provider, Router
+from routing.places import inflight_key
 from tests.server import Server
 from tests.upstream import Upstream
 from usage import spool

@@ -17,7 +17,9 @@ from opengate import redis as opengate_redis
 from opengate.errors import APIError, DatabaseAway
 from opengate.redis import Command, RedisAway
 from routing import balancing
-from routing.balancing import Lease
+from routing.errors import ModelTooBusy, ProvidersAway
+from routing.figures import Sample
+from routing.places import Lease
 from routing.snapshot import Provider, Router
 from usage import carbon, ledger, limits, pricing, spool
 from usage.ledger import Record
@@ -50,6 +52,11 @@ class UpstreamTrouble(APIError):
         """Whether another provider may answer."""
         return True
 
+    @property
+    def is_outage(self) -> bool:
+        """Whether the provider is away, whoever asks it: what opens its circuit."""
+        return False
+
 
 class Call:
     """A context around one call: on exit it is settled if it was admitted, and was not settled before."""
@@ -65,10 +72,12 @@ class Call:
         self.admission: Admission | None = None
         self.provider: Provider | None = None
         self.lease: Lease | None = None
+        self.tried: frozenset[int] = frozenset()  # providers that failed
         self.ttft_ms: int | None = None
         self.answering = False  # a status 200 is on its way to the caller
         self.tokens = Tokens()
         self.settled = False
+        self.outcome: Outcome | None = None
         self._footprint: carbon.Footprint | None = None
 
     # admission
@@ -94,30 +103,61 @@ class Call:
 
     # what happens on the way
 
-    async def go_to(self, provider: Provider, prompt_tokens: int) -> None:
-        """Leave the last provider, if any, for this one. From now on the prompt counts, as estimated until it tells."""
-        if self.lease is not None:
-            await self.lease.release()
-        self.lease = await balancing.take(provider, self.request_id)
-        self.provider = provider
-        self.tokens = Tokens(prompt=prompt_tokens, estimated=True)
+    async def next_provider(self, prompt_tokens: int) -> Provider:
+        """Leave the provider that failed, if any, for a place at one not tried yet; raises as `balancing.lease` does.
 
-    def failed_at_provider(self) -> None:
-        """The provider did not answer: nothing was used there."""
+        From then on the prompt counts, as estimated until the provider tells.
+        """
+        assert self.router is not None  # it was admitted
+        if self.lease is not None:
+            lease, self.lease = self.lease, None
+            await lease.release()
+        self.lease = await balancing.lease(
+            self.router, self.request_id, grams=_grams, priority=self.principal.priority, tried=self.tried
+        )
+        self.provider = self.lease.provider
+        self.tokens = Tokens(prompt=prompt_tokens, estimated=bool(prompt_tokens))
+        return self.provider
+
+    def answered(self) -> None:
+        """The provider is well: it gave an answer, or the beginning of one."""
+        if self.lease is not None:
+            self.lease.answered()
+
+    def failed_at_provider(self, trouble: UpstreamTrouble) -> None:
+        """The provider gave no answer: nothing was used there."""
         self.tokens = Tokens()
+        self.troubled(trouble)
+        if self.provider is not None:
+            self.tried |= {self.provider.id}
+
+    def troubled(self, trouble: UpstreamTrouble) -> None:
+        """What a provider's fault says of its health."""
+        if self.lease is not None:
+            if trouble.is_outage:
+                self.lease.failed()
+            else:
+                self.lease.answered()
 
     def first_token(self) -> None:
         if self.ttft_ms is None:
             self.ttft_ms = self.latency_ms()
+            if self.lease is not None:
+                self.lease.first_token()
 
     def count(self, usage: Any, *, prompt_tokens: int, completion_tokens: int) -> None:
-        """Take the provider's figures out of its `usage` object, and ours for each that is missing or absurd."""
+        """Take the provider's figures out of its `usage` object, and ours for each that is missing or absurd.
+
+        Where there is nothing to count on our side (0), what the provider leaves out is 0 and no estimate.
+        """
         given = usage if isinstance(usage, Mapping) else {}
         prompt, completion = _figure(given.get("prompt_tokens")), _figure(given.get("completion_tokens"))
+        if prompt is None and completion is None:
+            prompt = _figure(given.get("total_tokens")) if not completion_tokens else None
         self.tokens = Tokens(
             prompt=prompt_tokens if prompt is None else prompt,
             completion=completion_tokens if completion is None else completion,
-            estimated=prompt is None or completion is None,
+            estimated=bool((prompt is None and prompt_tokens) or (completion is None and completion_tokens)),
         )
 
     # figures
@@ -168,6 +208,7 @@ class Call:
         """Once: the record is written or spooled, limits get the real token counts, the provider's place is free."""
         if self.settled or self.admission is None:
             return
+        self.outcome = outcome
         record = self._record(status, outcome)
         try:
             if self.principal.has_budget and Decimal(record["cost"]) and await self._charged(record):
@@ -197,9 +238,17 @@ class Call:
 
     def _let_go(self) -> Iterator[Command]:
         if self.lease is not None:
-            yield self.lease.end()
+            yield from self.lease.end(self._sample(self.lease))
         if self.admission is not None:
             yield from self.admission.corrected(self.tokens.prompt)
+
+    def _sample(self, lease: Lease) -> Sample | None:
+        """How quick the provider was, where somebody looks at it."""
+        if self.outcome != Outcome.FINISHED or self.router is None or not balancing.is_measured(self.router):
+            return None
+        elapsed_ms = lease.elapsed_ms()
+        speed = self.tokens.completion / max(elapsed_ms, 1) * 1000
+        return Sample(lease.ttft_ms, elapsed_ms, speed or None)
 
     def _record(self, status: int, outcome: Outcome) -> Record:
         router, footprint = self.router, self.footprint()
@@ -263,10 +312,17 @@ def _ending(error: BaseException | None, answering: bool) -> tuple[int, Outcome]
         return 200, Outcome.FINISHED
     if isinstance(error, asyncio.CancelledError | GeneratorExit):
         return 200 if answering else CLIENT_LEFT_STATUS, Outcome.CLIENT_LEFT
-    outcome = Outcome.UPSTREAM_FAILED if isinstance(error, UpstreamTrouble) else Outcome.FAILED
+    at_provider = UpstreamTrouble | ProvidersAway | ModelTooBusy
+    outcome = Outcome.UPSTREAM_FAILED if isinstance(error, at_provider) else Outcome.FAILED
     if answering:
         return 200, outcome
     return error.status if isinstance(error, APIError) else 500, outcome
+
+
+def _grams(provider: Provider) -> float | None:
+    return carbon.grams_a_token(
+        active_params=provider.active_params, total_params=provider.total_params, zone=provider.zone
+    )
 
 
 def _figure(value: object) -> int | None:

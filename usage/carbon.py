@@ -69,6 +69,18 @@ def footprint(
     return NOTHING.plus(rates.a_token, completion_tokens).plus(rates.a_second, max(seconds, 0.0))
 
 
+def grams_a_token(*, active_params: int, total_params: int, zone: str) -> float | None:
+    """Grams of CO2eq for a completion token at the model's own pace; None when its size is not known.
+
+    The middle of the least and the most, from the carbon of the zone's electricity and the model's parameters.
+    """
+    if not (active_params or total_params):
+        return None
+    sizes = active_params or total_params, total_params or active_params
+    rates = _rates(*sizes, zone, settings.DATACENTER_PUE, settings.DATACENTER_WUE)
+    return rates.a_token.plus(rates.a_second, rates.seconds_a_token).as_impacts()["kgCO2eq"] * 1000
+
+
 @dataclass(frozen=True, slots=True)
 class _Rates:
     a_token: Footprint

@@ -5,14 +5,12 @@ is, and a refused call consumes nothing. A counter is a number with an expiry se
 window); the limit's value is part of its key, so that a changed limit starts from an empty counter.
 """
 
-import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from django.conf import settings
-from redis.exceptions import NoScriptError
 
 from accounts.principals import Principal
 from opengate import epoch
@@ -34,7 +32,7 @@ WORDS: Mapping[str, str] = {
 
 # KEYS: the epoch, then the counters. ARGV: the epoch the caller knows, then limit, cost and window (ms) a counter.
 # Answers {0 | -1 stale | n: the nth counter refuses, epoch, and a counter its count and the ms its window still runs}.
-_ADMIT = (
+_ADMIT = opengate_redis.Script(
     epoch.CURRENT_LUA
     + """
 local epoch = current_epoch(KEYS[1])
@@ -68,13 +66,13 @@ return answer
 )
 
 # KEYS: a counter. ARGV: what to add, and the Unix ms at which the window ends that the call was admitted in.
-_CORRECT = """
+_CORRECT = opengate_redis.Script("""
 local left = redis.call('PTTL', KEYS[1])
 if left <= 0 then return end
 local now = redis.call('TIME')
 if math.abs(now[1] * 1000 + math.floor(now[2] / 1000) + left - tonumber(ARGV[2])) > 2000 then return end
 if redis.call('INCRBY', KEYS[1], ARGV[1]) < 0 then redis.call('SET', KEYS[1], 0, 'KEEPTTL') end
-"""
+""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +174,7 @@ class Admission:
 
     def _add(self, window: Window, delta: int) -> Command:
         key = _counter(window.type, self.user_id, self.router_id, window.limit)
-        return ("EVAL", _CORRECT, 1, key, delta, window.ends_ms)
+        return _CORRECT.command([key], [delta, window.ends_ms])
 
 
 async def admit(
@@ -196,7 +194,7 @@ async def admit(
     values = arguments[::3]
     keys = [epoch.KEY, *(_counter(t, principal.user_id, router.id, v) for t, v in zip(types, values, strict=True))]
     try:
-        answer = await _evaluate(keys, [epoch.known(), *arguments])
+        answer = await _ADMIT.run(keys, [epoch.known(), *arguments])
     except RedisAway:
         if settings.LIMITS_FAIL_OPEN:
             return Admission(principal.user_id, router.id)
@@ -221,17 +219,6 @@ async def admit(
 
 def _counter(type: str, user_id: int, router_id: int, limit: int) -> str:
     return f"opengate:limit:{type}:{user_id}:{router_id}:{limit}"
-
-
-_ADMIT_SHA = hashlib.sha1(_ADMIT.encode()).hexdigest()  # noqa: S324  as Redis names its scripts
-
-
-async def _evaluate(keys: Sequence[str], arguments: Sequence[int]) -> list[int]:
-    try:
-        answer = await opengate_redis.ask("EVALSHA", _ADMIT_SHA, len(keys), *keys, *arguments)
-    except NoScriptError:
-        answer = await opengate_redis.ask("EVAL", _ADMIT, len(keys), *keys, *arguments)
-    return list(answer)
 
 
 def _headers(windows: Sequence[Window]) -> dict[str, str]:

@@ -27,6 +27,17 @@ def of_messages(messages: Sequence[Any]) -> int:
     return of_bytes(length)
 
 
+def of_input(given: Any) -> int:
+    """Tokens of the `input` of an embedding: texts are estimated, lists of tokens counted."""
+    items = given if isinstance(given, list) else [given]
+    counted = sum(len(item) if isinstance(item, list) else 1 for item in items if not isinstance(item, str))
+    return counted + of_texts([item for item in items if isinstance(item, str)])
+
+
+def of_texts(texts: Sequence[str]) -> int:
+    return of_bytes(sum(_length(text) for text in texts))
+
+
 def of_choices(choices: Any) -> int:
     """Tokens of what a chat answered: content, reasoning and tool calls of every choice."""
     length = 0

@@ -2,6 +2,7 @@
 
 from inference.upstream.albert import Albert
 from inference.upstream.http import close
+from inference.upstream.mistral import Mistral
 from inference.upstream.openai import OpenAI
 from inference.upstream.tei import TEI
 from inference.upstream.vllm import VLLM
@@ -11,7 +12,7 @@ __all__ = ["DIALECTS", "OpenAI", "client", "close"]
 
 DIALECTS: dict[str, type[OpenAI]] = {
     "albert": Albert,
-    "mistral": OpenAI,
+    "mistral": Mistral,
     "openai": OpenAI,
     "tei": TEI,
     "vllm": VLLM,

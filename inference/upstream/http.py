@@ -1,9 +1,13 @@
-"""The pooled HTTP client for providers. No redirect is followed, no caller's header is forwarded, sizes are bounded."""
+"""The pooled HTTP client for providers. No redirect is followed, no caller's header is forwarded, sizes are bounded.
+
+A process has so many calls at a provider at most (UPSTREAM_MAX_CALLS): a slow one cannot take what others need.
+"""
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -11,7 +15,7 @@ import aiohttp
 from django.conf import settings
 from pydantic_core import from_json
 
-from inference.errors import UnreadableAnswer, UpstreamFailed, UpstreamRefused
+from inference.errors import ProviderFull, UnreadableAnswer, UpstreamFailed, UpstreamRefused
 from routing.snapshot import Provider
 
 logger = logging.getLogger(__name__)
@@ -20,28 +24,39 @@ MAX_ERROR_BYTES = 64 * 1024
 MAX_RETRY_AFTER_SECONDS = 3600
 _DRAIN_SECONDS = 0.05
 
-_sessions: WeakKeyDictionary[asyncio.AbstractEventLoop, aiohttp.ClientSession] = WeakKeyDictionary()
+Body = bytes | Callable[[], aiohttp.FormData]  # JSON, or a form made anew for each try
 
 
-def _session() -> aiohttp.ClientSession:
-    """The client of the running event loop; connections to one host are bounded, so that none starves the others."""
+@dataclass(slots=True)
+class _Client:
+    """The client of one event loop, and how many calls it has at each provider."""
+
+    session: aiohttp.ClientSession
+    calls: dict[int, asyncio.Semaphore] = field(default_factory=dict)
+
+
+_clients: WeakKeyDictionary[asyncio.AbstractEventLoop, _Client] = WeakKeyDictionary()
+
+
+def _client() -> _Client:
     loop = asyncio.get_running_loop()
-    session = _sessions.get(loop)
-    if session is None or session.closed:
-        session = _sessions[loop] = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, limit_per_host=settings.UPSTREAM_MAX_CONNECTIONS),
+    client = _clients.get(loop)
+    if client is None or client.session.closed:
+        session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0),
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=("User-Agent",),
             trust_env=False,
         )
-    return session
+        client = _clients[loop] = _Client(session)
+    return client
 
 
 async def close() -> None:
     """Close the running event loop's connections."""
-    session = _sessions.pop(asyncio.get_running_loop(), None)
-    if session is not None:
-        await session.close()
+    client = _clients.pop(asyncio.get_running_loop(), None)
+    if client is not None:
+        await client.session.close()
 
 
 async def get(provider: Provider, path: str) -> bytes:
@@ -49,17 +64,18 @@ async def get(provider: Provider, path: str) -> bytes:
     return await _whole(provider, path, None)
 
 
-async def post(provider: Provider, path: str, body: bytes) -> bytes:
-    """Post JSON and read the whole answer, within the provider's timeout.
+async def post(provider: Provider, path: str, body: Body) -> bytes:
+    """Post JSON or a form and read the whole answer, within the provider's timeout.
 
     Raises UpstreamRefused for an error status, UpstreamFailed for everything that is no answer.
     """
     return await _whole(provider, path, body)
 
 
-async def _whole(provider: Provider, path: str, body: bytes | None) -> bytes:
+async def _whole(provider: Provider, path: str, body: Body | None) -> bytes:
     timeout = aiohttp.ClientTimeout(total=provider.timeout, connect=_connect_timeout(provider))
-    async with _request(provider, path, body, timeout, accept="application/json") as response:
+    accept = "*/*" if callable(body) else "application/json"
+    async with _request(provider, path, body, timeout, accept=accept) as response:
         return await _read(response, settings.UPSTREAM_MAX_RESPONSE_BYTES)
 
 
@@ -82,19 +98,24 @@ async def stream(provider: Provider, path: str, body: bytes) -> AsyncGenerator[b
 
 @asynccontextmanager
 async def _request(
-    provider: Provider, path: str, body: bytes | None, timeout: aiohttp.ClientTimeout, *, accept: str
+    provider: Provider, path: str, body: Body | None, timeout: aiohttp.ClientTimeout, *, accept: str
 ) -> AsyncIterator[aiohttp.ClientResponse]:
     """An answer with status 200; the client's faults, here and while it is read, become ours."""
     headers = {"Accept": accept, "Accept-Encoding": "identity"}
-    if body is not None:
+    if isinstance(body, bytes):
         headers["Content-Type"] = "application/json"
     if provider.key:
         headers["Authorization"] = f"Bearer {provider.key}"
+    client = _client()
+    calls = client.calls.get(provider.id)
+    if calls is None:
+        calls = client.calls[provider.id] = asyncio.Semaphore(settings.UPSTREAM_MAX_CALLS)
+    await _enter(calls, _connect_timeout(provider))
     try:
-        async with _session().request(
+        async with client.session.request(
             "GET" if body is None else "POST",
             provider.url + path,
-            data=body,
+            data=body() if callable(body) else body,
             headers=headers,
             timeout=timeout,
             allow_redirects=False,
@@ -110,6 +131,20 @@ async def _request(
     except aiohttp.ClientError as error:
         logger.warning("Provider %s: %s: %s", provider.id, type(error).__name__, error)
         raise UpstreamFailed(type(error).__name__, status=500) from error
+    finally:
+        calls.release()
+
+
+async def _enter(calls: asyncio.Semaphore, timeout_seconds: float) -> None:
+    """Raises ProviderFull when as many calls as may be are at the provider for so long."""
+    if not calls.locked():
+        await calls.acquire()  # at once
+        return
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            await calls.acquire()
+    except TimeoutError:
+        raise ProviderFull from None
 
 
 def _connect_timeout(provider: Provider) -> float:

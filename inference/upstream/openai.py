@@ -1,88 +1,166 @@
 """The OpenAI dialect, which most providers speak."""
 
-from collections.abc import AsyncGenerator
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, ClassVar
 
-from pydantic_core import from_json, to_json
+import aiohttp
+from pydantic_core import to_json
 
-from inference.errors import ModelUnknown, UnreadableAnswer
+from inference.audio import TEXT_FORMATS, Transcription
+from inference.errors import ModelUnknown, UnreadableAnswer, UpstreamFailed
 from inference.streaming import DONE, Splitter
-from inference.upstream import http
+from inference.upstream import answers, http
 from routing.snapshot import Provider
+
+Payload = dict[str, Any]
 
 
 class OpenAI:
-    """Calls of one provider. What the caller sent goes on untouched, but for the model's name."""
+    """Calls of one provider. What the caller sent goes on untouched, but for the model's name.
+
+    Every method raises UpstreamRefused for an error status and UpstreamFailed for whatever is no answer. A dialect is a
+    subclass: it names its paths, and overrides what it says otherwise.
+    """
+
+    CONTEXT_LENGTH: ClassVar[str] = "max_context_length"  # where it says how many tokens the model takes
+    RERANK: ClassVar[str] = "v1/rerank"
 
     def __init__(self, provider: Provider) -> None:
         self.provider = provider
 
-    CONTEXT_LENGTH = "max_context_length"  # where the upstream says how many tokens the model takes
+    # the model itself
 
-    async def describe(self) -> dict[str, Any]:
-        """What the upstream says of the model; raises ModelUnknown when it has none of that name, or as `chat` does."""
+    async def describe(self) -> Payload:
+        """What the upstream says of the model; raises ModelUnknown when it has none of that name."""
         models = (await self._get("v1/models")).get("data")
         for entry in models if isinstance(models, list) else ():
             if isinstance(entry, dict) and self.is_named(entry):
                 return entry
         raise ModelUnknown(self.provider.model_name)
 
-    def is_named(self, entry: dict[str, Any]) -> bool:
+    def is_named(self, entry: Payload) -> bool:
         """Whether an entry of the list of models is the provider's."""
         return entry.get("id") == self.provider.model_name
 
-    async def embed(self, texts: list[str]) -> list[list[float]]:
-        """One vector a text, in order; raises as `chat` does."""
-        body = _encoded({"model": self.provider.model_name, "input": texts if len(texts) > 1 else texts[0]})
-        answer = self._read(await http.post(self.provider, "v1/embeddings", body))
-        rows = answer.get("data")
-        found = [row.get("embedding") for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
-        vectors = [vector for vector in found if isinstance(vector, list) and vector]
-        if len(vectors) != len(texts):
-            raise UnreadableAnswer
-        return vectors
+    # chat
 
-    async def chat(self, payload: dict[str, Any]) -> dict[str, Any]:
-        """The provider's `chat.completion` object; raises UpstreamRefused or UpstreamFailed."""
-        body = _encoded(payload | {"model": self.provider.model_name})
-        answer = self._read(await http.post(self.provider, "v1/chat/completions", body))
+    def chat_payload(self, payload: Payload) -> Payload:
+        """The body of a chat, as the provider wants it."""
+        return payload | {"model": self.provider.model_name}
+
+    def stream_payload(self, payload: Payload) -> Payload:
+        """The body of a streamed chat: the provider is asked to send usage at the end."""
+        options = payload.get("stream_options")
+        options = {**(options if isinstance(options, dict) else {}), "include_usage": True}
+        return self.chat_payload(payload) | {"stream_options": options}
+
+    async def chat(self, payload: Payload) -> Payload:
+        """The provider's `chat.completion` object."""
+        answer = await self._post("v1/chat/completions", self.chat_payload(payload))
         if not isinstance(answer.get("choices"), list):
             raise UnreadableAnswer
         return answer
 
-    async def chat_events(self, payload: dict[str, Any]) -> AsyncGenerator[bytes]:
-        """Data of the provider's events, one at a time, as bytes; it is asked to send usage at the end.
+    async def chat_events(self, payload: Payload) -> AsyncGenerator[bytes]:
+        """Data of the provider's events, one at a time, as bytes; each within the provider's timeout.
 
-        Raises UpstreamRefused or UpstreamFailed, also in the middle when the stream breaks.
+        Raises in the middle, too, when the stream breaks.
         """
-        options = payload.get("stream_options")
-        options = {**(options if isinstance(options, dict) else {}), "include_usage": True}
-        body = _encoded(payload | {"model": self.provider.model_name, "stream_options": options})
+        body = encoded(self.stream_payload(payload))
         splitter = Splitter()
+        clock = asyncio.get_running_loop().time
+        last = clock()
         async with aclosing(http.stream(self.provider, "v1/chat/completions", body)) as chunks:
             async for chunk in chunks:
-                for data in splitter.feed(chunk):
+                found = splitter.feed(chunk)
+                for data in found:
                     yield data
                     if data == DONE:
                         return
+                if found:
+                    last = clock()
+                elif clock() - last > self.provider.timeout:  # bytes drip, and make no event
+                    raise UpstreamFailed("Model is too busy (TimeoutError), please try again later.")
         for data in splitter.end():
             yield data
 
-    async def _get(self, path: str) -> dict[str, Any]:
+    # embeddings and rerank
+
+    async def embed(self, payload: Payload) -> Payload:
+        """The answer with `data` in the order of the inputs, its vectors lists of finite numbers.
+
+        They are of the size that the payload asks for, or that the provider's model has, where that is known.
+        """
+        answer = await self._post("v1/embeddings", payload | {"model": self.provider.model_name})
+        size = payload.get("dimensions") or self.provider.vector_size
+        return answer | {"data": answers.vectors(answer.get("data"), _count_of(payload["input"]), size)}
+
+    async def rerank(self, payload: Payload) -> Payload:
+        """The answer with `results`: each an `index` into the documents and a finite `relevance_score`."""
+        answer = await self._post(self.RERANK, payload | {"model": self.provider.model_name})
+        return answer | {"results": answers.ranks(answer.get("results"), len(payload["documents"]))}
+
+    # audio and documents
+
+    def transcription_fields(self, request: Transcription) -> Mapping[str, Sequence[str]]:
+        """The form's fields but for the file, as the provider wants them; empty ones are left out."""
+        return request.fields() | {"model": [self.provider.model_name]}
+
+    async def transcribe(self, request: Transcription) -> Payload:
+        """The answer with its `text`: what the upstream sent as JSON, or the whole of its text, SRT or VTT."""
+        fields = self.transcription_fields(request)
+
+        def form() -> aiohttp.FormData:
+            made = aiohttp.FormData(default_to_multipart=True)
+            made.add_field("file", request.open(), filename=request.filename, content_type=request.content_type)
+            for name, values in fields.items():
+                for value in values:
+                    made.add_field(name, value)
+            return made
+
+        raw = await http.post(self.provider, "v1/audio/transcriptions", form)
+        if fields.get("response_format", ["json"])[0] in TEXT_FORMATS:
+            return {"text": answers.text(raw)}
+        answer = self._read(raw)
+        if not isinstance(answer.get("text"), str):
+            raise UnreadableAnswer
+        return answer | ({"usage": _audio_usage(answer["usage"])} if "usage" in answer else {})
+
+    async def ocr(self, payload: Payload) -> Payload:
+        """The answer with its `pages`."""
+        answer = await self._post("v1/ocr", payload | {"model": self.provider.model_name})
+        return answer | {"pages": answers.objects(answer.get("pages"))}
+
+    # the wire
+
+    async def _get(self, path: str) -> Payload:
         return self._read(await http.get(self.provider, path))
 
-    def _read(self, raw: bytes) -> dict[str, Any]:
-        """The JSON object of an answer; raises UnreadableAnswer."""
-        try:
-            answer = from_json(raw, allow_inf_nan=False)
-        except ValueError as error:
-            raise UnreadableAnswer from error
+    async def _post(self, path: str, payload: Payload) -> Payload:
+        return self._read(await http.post(self.provider, path, encoded(payload)))
+
+    def _read(self, raw: bytes) -> Payload:
+        """The JSON object of an answer."""
+        answer = answers.parsed(raw)
         if not isinstance(answer, dict):
             raise UnreadableAnswer
         return answer
 
 
-def _encoded(payload: dict[str, Any]) -> bytes:
+def encoded(payload: Payload) -> bytes:
     """JSON for the provider; a number too large for a float (1e400) has no JSON form and becomes null."""
     return to_json(payload, inf_nan_mode="null")
+
+
+def _count_of(inputs: Any) -> int:
+    """How many vectors the `input` of an embedding asks for: one for a text or a list of tokens, else one each."""
+    return len(inputs) if isinstance(inputs, list) and not isinstance(inputs[0], int) else 1
+
+
+def _audio_usage(usage: Any) -> Any:
+    """Usage of a transcription says input and output where a chat's says prompt and completion."""
+    if not isinstance(usage, dict) or "input_tokens" not in usage:
+        return usage
+    return usage | {"prompt_tokens": usage["input_tokens"], "completion_tokens": usage.get("output_tokens")}

@@ -342,7 +342,7 @@ def test_a_line_without_end_is_cut_off(as_ada, router, chat, upstream, settings,
 
 
 def test_a_completion_without_end_is_cut_off(as_ada, router, chat, upstream, settings):
-    pieces = [b" " * 2**20] * (settings.UPSTREAM_MAX_RESPONSE_BYTES // 2**20 + 4)
+    pieces = [b" " * 2**20] * (settings.UPSTREAM_MAX_RESPONSE_BYTES // 2**20 + 40)
     upstream.reply(chunks=pieces, content_type="application/json")
     assert chat(as_ada).status_code == 500
     assert upstream.received[0].left.wait(2)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from asgiref.sync import async_to_sync
+from asgiref.sync import async_to_sync, sync_to_async
 from django.http import HttpRequest
 from ninja.security.http import HttpAuthBase
 from rest_framework.authentication import BaseAuthentication
@@ -35,16 +35,23 @@ async def authenticate_now(authorization: str | None, *, expired_account: bool =
 
 
 class HTTPBearer(HttpAuthBase):
-    """For Ninja: `request.auth` is the principal. The class is named as the OpenAPI document names the scheme."""
+    """For Ninja: `request.auth` is the principal. The class is named as the OpenAPI document names the scheme.
+
+    With `form` the request's form is read once the caller is known, in a thread: a large file must not hold up others.
+    """
 
     openapi_scheme = "bearer"
 
-    def __init__(self) -> None:
+    def __init__(self, *, form: bool = False) -> None:
         super().__init__()
         self.is_async = True
+        self.form = form
 
     async def __call__(self, request: HttpRequest) -> Principal:
-        return await authenticate_now(request.headers.get("Authorization"))
+        principal = await authenticate_now(request.headers.get("Authorization"))
+        if self.form:
+            await sync_to_async(getattr, thread_sensitive=False)(request, "POST")
+        return principal
 
 
 class KeyAuthentication(BaseAuthentication):

@@ -14,7 +14,8 @@ from accounts import authentication
 from accounts.principals import Principal
 from inference import gateway, streaming
 from inference.schemas import ChatCompletionRequest
-from opengate.errors import APIError, BodyTooLarge, openai_error
+from opengate.bodies import too_large
+from opengate.errors import APIError, openai_error
 from opengate.request_id import HEADER, new_request_id
 from usage.accounting import Call
 
@@ -91,7 +92,7 @@ class CallConsumer(AsyncHttpConsumer):
             parts.append(message.get("body", b""))
             length += len(parts[-1])
             if length > settings.MAX_BODY_BYTES:
-                raise BodyTooLarge(f"Request size limit exceeded (max: {settings.MAX_BODY_BYTES} bytes).")
+                raise too_large()
             if not message.get("more_body"):
                 return parts[0] if len(parts) == 1 else b"".join(parts)
 

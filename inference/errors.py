@@ -76,6 +76,19 @@ class FormatUnavailable(APIError):
         super().__init__(f"Response format {response_format} is not available for this model.")
 
 
+class DocumentRefused(APIError):
+    """The document cannot be read; the sentence says why."""
+
+    status = 422
+
+
+class FeatureNotEnabled(APIError):
+    status = 403
+
+    def __init__(self) -> None:
+        super().__init__("Feature not enabled, please contact an administrator.")
+
+
 class SearchNotEnabled(APIError):
     status = 403
 

@@ -3,12 +3,12 @@
 import sys
 from array import array
 from base64 import b64encode
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
 from accounts import principals
-from inference import streaming, upstream
+from inference import local, streaming, upstream
 from inference.audio import Transcription
 from inference.errors import UnreadableAnswer, UpstreamTrouble
 from inference.streaming import DONE, Reading
@@ -118,6 +118,16 @@ async def transcribe(call: Call, model: str, request: Transcription) -> Payload:
 async def ocr(call: Call, payload: Payload) -> Payload:
     """The pages of a document as Markdown, by a model."""
     return await _answer(call, payload["model"], {ModelType.IMAGE_TO_TEXT}, lambda client: client.ocr(payload))
+
+
+async def read_pages(call: Call, document: bytes, **options: Any) -> tuple[Sequence[Payload], Payload]:
+    """The pages of a document by the local engine, and the call's usage; metered like any other call, and free."""
+    async with call:
+        call.admit_unrouted(local.NAME)
+        pages = await local.pages(document, call.principal.user_id, **options)
+        usage = call.usage()
+        await call.settle(200, Outcome.FINISHED)
+    return pages, usage
 
 
 async def _answer(

@@ -3,9 +3,21 @@
 from typing import Annotated, Any, Literal
 
 from ninja import Schema
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StringConstraints,
+    ValidationError,
+    WithJsonSchema,
+)
 from pydantic_core import from_json
 
+from inference.audio import LANGUAGES
 from inference.errors import SearchNotEnabled
 from opengate.errors import InvalidBody
 
@@ -49,7 +61,7 @@ class ChatCompletionRequest(BaseModel):
 
         Defaults are documentation: they are not sent. Raises InvalidBody.
         """
-        payload = _object(raw)
+        payload = object_of(raw)
         try:
             body = cls.model_validate(payload)
         except ValidationError as error:
@@ -63,6 +75,284 @@ class ChatCompletionRequest(BaseModel):
         if payload.get("tools") == []:
             del payload["tools"]
         return body, payload
+
+
+def _input(value: Any) -> Any:
+    """A text, texts, a list of tokens or lists of tokens, nothing of it empty; one look at each, whatever is wrong."""
+    if isinstance(value, str) and value:
+        return value
+    if isinstance(value, list) and value:
+        if all(isinstance(item, str) and item for item in value) or _are_tokens(value):
+            return value
+        if all(isinstance(item, list) and item and _are_tokens(item) for item in value):
+            return value
+    raise ValueError("input should be a text, a list of texts, a list of tokens or a list of such, and not be empty")
+
+
+def _are_tokens(items: list[Any]) -> bool:
+    return all(type(item) is int and 0 <= item < 2**63 for item in items)
+
+
+TOKENS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
+TEXT = {"type": "string", "minLength": 1}
+INPUT = {"anyOf": [TEXT, {"type": "array", "minItems": 1, "items": TEXT}, TOKENS]}
+INPUT["anyOf"].append({"type": "array", "minItems": 1, "items": TOKENS})
+NotBlank = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
+
+
+class CallRequest(BaseModel):
+    """What is validated is documented, and what is unknown goes to the upstream as it is."""
+
+    model_config = ConfigDict(extra="allow")
+
+    def payload(self) -> dict[str, Any]:
+        """What the caller sent: defaults are documentation, and nulls say nothing."""
+        return {name: value for name, value in self.model_dump(exclude_unset=True).items() if value is not None}
+
+
+class EmbeddingRequest(CallRequest):
+    """Texts to embed, as OpenAI defines it."""
+
+    input: Annotated[Any, AfterValidator(_input), WithJsonSchema(INPUT)] = Field(
+        description="A text, a list of texts, a list of tokens, or a list of lists of tokens."
+    )
+    model: str = Field(description="Name or alias of a model of `GET /v1/models`.")
+    dimensions: Annotated[StrictInt, Field(ge=1)] | None = Field(None, description="Numbers of a vector, if not all.")
+    encoding_format: Literal["float", "base64"] | None = Field(
+        "float", description="Numbers, or the base64 of 32-bit floats, which OpenAI's clients ask for."
+    )
+
+
+class RerankRequest(CallRequest):
+    """Documents to put in the order of their relevance to a query."""
+
+    query: NotBlank = Field(description="What is looked for.")
+    documents: Annotated[list[NotBlank], Field(min_length=1, fail_fast=True)] = Field(description="Texts to rank.")
+    model: str = Field(description="Name or alias of a model of `GET /v1/models`.")
+    top_n: Annotated[StrictInt, Field(ge=1)] | None = Field(None, description="How many of the best; all without it.")
+
+
+class DocumentURL(CallRequest):
+    """A document by its address."""
+
+    type: Literal["document_url"] = Field(description="Always `document_url`.")
+    document_url: Annotated[str, Field(min_length=1)] = Field(
+        description="`https://…`, which the model fetches, or `data:application/pdf;base64,…`."
+    )
+    document_name: str | None = Field(None, description="Its name.")
+
+    @property
+    def url(self) -> str:
+        return self.document_url
+
+
+class ImageAddress(CallRequest):
+    """An image by its address."""
+
+    url: Annotated[str, Field(min_length=1)] = Field(description="`https://…` or `data:image/png;base64,…`.")
+    detail: str | None = Field(None, description="How closely to look at it.")
+
+
+class ImageURL(CallRequest):
+    """An image by its address."""
+
+    type: Literal["image_url"] = Field(description="Always `image_url`.")
+    image_url: Annotated[str, Field(min_length=1)] | ImageAddress = Field(
+        description="`https://…`, which the model fetches, or `data:image/png;base64,…`."
+    )
+
+    @property
+    def url(self) -> str:
+        return self.image_url if isinstance(self.image_url, str) else self.image_url.url
+
+
+class JsonSchema(CallRequest):
+    """A schema that the annotation is to keep."""
+
+    name: str = Field(description="Its name.")
+    schema_definition: dict[str, Any] = Field(description="The JSON schema.")
+    strict: StrictBool = Field(False, description="Whether to keep strictly to it.")
+    description: str | None = Field(None, description="What it is for.")
+
+
+class ResponseFormat(CallRequest):
+    """The form of an annotation."""
+
+    type: Literal["text", "json_object", "json_schema"] = Field("text", description="Text, JSON, or a schema's JSON.")
+    json_schema: JsonSchema | None = Field(None, description="The schema, with `json_schema`.")
+
+
+class OCRRequest(CallRequest):
+    """A document to read, by Mistral's convention."""
+
+    document: Annotated[DocumentURL | ImageURL, Field(discriminator="type")] = Field(description="What to read.")
+    model: str | None = Field(
+        None, description="Name or alias of a model of `GET /v1/models`; without one the gateway reads it itself."
+    )
+    pages: Annotated[list[Annotated[StrictInt, Field(ge=0, le=100_000)]], Field(fail_fast=True)] | None = Field(
+        None, description="Which pages, counted from 0; all without it."
+    )
+    include_image_base64: StrictBool | None = Field(None, description="Whether to send the pictures in it.")
+    image_limit: Annotated[StrictInt, Field(ge=0)] | None = Field(None, description="How many pictures at most.")
+    image_min_size: Annotated[StrictInt, Field(ge=0)] | None = Field(
+        None, description="Least height and width of a picture, in pixels."
+    )
+    bbox_annotation_format: ResponseFormat | None = Field(None, description="Form of what to say of each picture.")
+    document_annotation_format: ResponseFormat | None = Field(None, description="Form of what to say of the whole.")
+
+
+def _language(value: str) -> str:
+    if value and value not in LANGUAGES:
+        raise ValueError("language should be the code or the English name, in lower case, of a language")
+    return value
+
+
+class TranscriptionForm(BaseModel):
+    """Speech to write down; further fields are forwarded."""
+
+    model: str = Field(description="Name or alias of a model of `GET /v1/models`.")
+    language: Annotated[str, AfterValidator(_language), WithJsonSchema({"enum": ["", *sorted(LANGUAGES)]})] = Field(
+        "", description="Code or English name of the language spoken."
+    )
+    prompt: str = Field("", description="What guides the model: names, or what was said before.")
+    response_format: Literal["json", "text", "verbose_json", "srt", "vtt"] = Field(
+        "json", description="`verbose_json`, `srt` and `vtt` tell times, where the model knows them."
+    )
+    temperature: Annotated[float, Field(ge=0, le=1)] = Field(0, description="Sampling temperature.")
+
+
+class ParseForm(BaseModel):
+    """How to read a PDF."""
+
+    page_range: str = Field("", description="Pages counted from 0, such as `0,5-10,20`; all without it.")
+    force_ocr: bool = Field(False, description="Read the image of each page, whatever text it has.")
+
+
+class Usage(Schema):
+    """What the call used."""
+
+    prompt_tokens: int = Field(0, description="Tokens in.")
+    completion_tokens: int = Field(0, description="Tokens out.")
+    total_tokens: int = Field(0, description="Their sum.")
+    cost: float = Field(0, description="By the router's prices.")
+    carbon: dict[str, Any] = Field(description="Energy and carbon, least and most.")
+    impacts: dict[str, Any] = Field(description="kWh and kgCO2eq.")
+    requests: int = Field(1, description="Calls of models that this request made.")
+
+
+class Embedding(Schema):
+    """One vector."""
+
+    object: Literal["embedding"] = Field("embedding", description="Always `embedding`.")
+    index: int = Field(description="Which input it is of.")
+    embedding: list[float] | str = Field(description="Numbers, or the base64 of 32-bit floats.")
+
+
+class Embeddings(Schema):
+    """The vectors, in the order of the inputs."""
+
+    object: Literal["list"] = Field("list", description="Always `list`.")
+    data: list[Embedding] = Field(description="One for each input.")
+    model: str = Field(description="The name that the caller used.")
+    usage: Usage = Field(description="What the call used.")
+    id: str = Field(description="The provider's id of the answer, else one of ours.")
+
+
+class Rank(Schema):
+    """How relevant one document is."""
+
+    relevance_score: float = Field(description="More is more relevant.")
+    index: int = Field(description="Which document.")
+
+
+class Reranks(Schema):
+    """The documents by their relevance."""
+
+    object: Literal["list"] = Field("list", description="Always `list`.")
+    id: str = Field(description="The provider's id of the answer, else one of ours.")
+    results: list[Rank] = Field(description="As the model ranked them.")
+    model: str = Field(description="The name that the caller used.")
+    usage: Usage = Field(description="What the call used.")
+
+
+class AudioTranscription(Schema):
+    """What was said. `verbose_json` has segments and more beside it."""
+
+    id: str = Field(description="The provider's id of the answer, else one of ours.")
+    text: str = Field(description="What was said.")
+    model: str = Field(description="The name that the caller used.")
+    usage: Usage = Field(description="What the call used.")
+
+
+class OCRImage(Schema):
+    """A picture in a page; corners in pixels from the top left."""
+
+    id: str = Field(description="Its name in the Markdown.")
+    top_left_x: int | None = Field(None, description="Left.")
+    top_left_y: int | None = Field(None, description="Top.")
+    bottom_right_x: int | None = Field(None, description="Right.")
+    bottom_right_y: int | None = Field(None, description="Bottom.")
+    image_base64: str | None = Field(None, description="The picture, as a data URL.")
+    image_annotation: str | None = Field(None, description="What the model says of it.")
+
+
+class OCRDimensions(Schema):
+    """The size of a page's image."""
+
+    dpi: int = Field(description="Pixels an inch.")
+    height: int = Field(description="Pixels.")
+    width: int = Field(description="Pixels.")
+
+
+class OCRPage(Schema):
+    """One page."""
+
+    index: int = Field(description="Counted from 0.")
+    markdown: str | None = Field(None, description="Its text.")
+    images: list[OCRImage] = Field(description="Pictures in it.")
+    dimensions: OCRDimensions | None = Field(None, description="Its size.")
+
+
+class OCRUsage(Schema):
+    """What was read."""
+
+    pages_processed: int = Field(description="Pages.")
+    doc_size_bytes: int | None = Field(None, description="Bytes of the document.")
+
+
+class OCR(Schema):
+    """The document's pages."""
+
+    pages: list[OCRPage] = Field(description="In order.")
+    model: str | None = Field(None, description="The name that the caller used; `local` without one.")
+    id: str | None = Field(None, description="The provider's id of the answer, else one of ours.")
+    document_annotation: str | None = Field(None, description="What the model says of the document, as JSON.")
+    usage_info: OCRUsage | None = Field(None, description="What was read.")
+    usage: Usage | None = Field(None, description="What the call used.")
+
+
+class PageMetadata(Schema):
+    """Where a page is from."""
+
+    document_name: str = Field(description="Name of the file.")
+    page: int = Field(description="Counted from 0.")
+
+
+class DocumentPage(Schema):
+    """One page."""
+
+    object: Literal["documentPage"] = Field("documentPage", description="Always `documentPage`.")
+    content: str = Field(description="Its text as Markdown.")
+    images: dict[str, str] = Field(description="Pictures as data URLs, by their names in the text.")
+    metadata: PageMetadata = Field(description="Where it is from.")
+
+
+class ParsedDocument(Schema):
+    """The pages of a PDF."""
+
+    object: Literal["list"] = Field("list", description="Always `list`.")
+    data: list[DocumentPage] = Field(description="In order.")
+    usage: Usage = Field(description="What the call used.")
 
 
 class CallError(Schema):
@@ -99,7 +389,8 @@ class Models(Schema):
     data: list[Model] = Field(description="The models.")
 
 
-def _object(raw: bytes) -> dict[str, Any]:
+def object_of(raw: bytes) -> dict[str, Any]:
+    """The JSON object of a body; raises InvalidBody."""
     try:
         payload = from_json(raw, allow_inf_nan=False)
     except ValueError as error:

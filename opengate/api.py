@@ -3,23 +3,29 @@
 import logging
 from typing import Any
 
+from django.core.exceptions import SuspiciousOperation
 from django.db import InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http.multipartparser import MultiPartParserError
 from django.views import View
 from drf_spectacular.generators import SchemaGenerator
 from ninja import NinjaAPI
 from ninja.errors import HttpError, ValidationError
+from ninja.parser import Parser
 from rest_framework import exceptions
 from rest_framework.response import Response
 from rest_framework.views import exception_handler
 
 from inference.api import routes as inference_routes
 from inference.openapi import chat_paths
+from inference.schemas import object_of
 from opengate.errors import APIError, DatabaseAway, InvalidBody, openai_error
 from opengate.openapi import SCHEME, open_objects
 from opengate.rows import faults_of
 
 logger = logging.getLogger(__name__)
+
+MAX_FAULTS = 20  # of a body, that are told
 
 # The order of the contract's tags.
 TAGS = (
@@ -40,7 +46,15 @@ TAGS = (
     "Monitoring",
 )
 
-calls = NinjaAPI(title="Calls", docs_url=None, openapi_url=None, urls_namespace="calls")
+
+class StrictParser(Parser):
+    """JSON as the chat reads it."""
+
+    def parse_body(self, request: HttpRequest) -> Any:
+        return object_of(request.body)
+
+
+calls = NinjaAPI(title="Calls", docs_url=None, openapi_url=None, urls_namespace="calls", parser=StrictParser())
 calls.add_router("", inference_routes)
 
 
@@ -57,15 +71,28 @@ def _refused(request: HttpRequest, error: APIError) -> HttpResponse:
 
 @calls.exception_handler(ValidationError)
 def _invalid(request: HttpRequest, error: ValidationError) -> HttpResponse:
-    faults: list[dict[str, Any]] = [
-        {name: fault[name] for name in ("type", "loc", "msg") if name in fault} for fault in error.errors
-    ]
-    return error_response(InvalidBody(faults))
+    return error_response(InvalidBody([_fault(fault) for fault in error.errors[:MAX_FAULTS]]))
+
+
+def _fault(fault: dict[str, Any]) -> dict[str, Any]:
+    """An entry of `detail`; Ninja also says the name of our parameter, which the caller does not know."""
+    source, *path = fault["loc"]
+    where = "body" if source in ("body", "form", "file") else source
+    known = path[1:] if source == "body" else path
+    return {"type": fault["type"], "loc": [where, *known], "msg": fault["msg"]}
 
 
 @calls.exception_handler(HttpError)
 def _http_error(request: HttpRequest, error: HttpError) -> HttpResponse:
+    if isinstance(error.__cause__, APIError):
+        return error_response(error.__cause__)  # of the body, which Ninja wraps
     return error_response(APIError(str(error), status=error.status_code))
+
+
+@calls.exception_handler(MultiPartParserError)
+@calls.exception_handler(SuspiciousOperation)
+def _unreadable(request: HttpRequest, error: Exception) -> HttpResponse:
+    return error_response(APIError("The form cannot be read.", status=400))
 
 
 @calls.exception_handler(Exception)

@@ -2,7 +2,6 @@
 
 import gc
 import os
-from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from django.core.asgi import get_asgi_application
@@ -12,13 +11,12 @@ django_application = get_asgi_application()
 
 from inference import upstream  # noqa: E402  the apps must be loaded first
 from inference.consumers import ChatCompletions  # noqa: E402
+from opengate import bodies  # noqa: E402
 from opengate import redis as opengate_redis  # noqa: E402
+from opengate.bodies import Receive, Send  # noqa: E402
 from opengate.errors import DatabaseAway  # noqa: E402
 from routing import snapshot  # noqa: E402
 from usage import accounting, limits, spool  # noqa: E402
-
-Receive = Callable[[], Awaitable[Mapping[str, Any]]]
-Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 
 # Paths answered without Django's middleware; the test of all routes walks this table too.
 CONSUMERS = {"/v1/chat/completions": ChatCompletions}
@@ -29,7 +27,11 @@ SETTLE_SECONDS = 5.0
 
 async def application(scope: dict[str, Any], receive: Receive, send: Send) -> None:
     if scope["type"] == "http":
-        await _hot.get(scope["path"], django_application)(scope, receive, send)
+        hot = _hot.get(scope["path"])
+        if hot is not None:
+            await hot(scope, receive, send)
+        else:
+            await bodies.bounded(django_application, scope, receive, send)
     elif scope["type"] == "lifespan":
         await _live(receive, send)
     else:

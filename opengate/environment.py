@@ -87,6 +87,22 @@ class Environment(BaseModel):
     routing_max_priority: int = Field(
         4, alias="OPENGATE_ROUTING_MAX_PRIORITY", ge=1, le=10, description="Priorities of users above it count as it."
     )
+    max_file_bytes: int = Field(
+        20 * 1024 * 1024, alias="OPENGATE_MAX_FILE_BYTES", ge=1024, description="Longest file in a form."
+    )
+    local_ocr_processes: int = Field(
+        2,
+        alias="OPENGATE_LOCAL_OCR_PROCESSES",
+        ge=0,
+        le=64,
+        description="Documents that a web process reads at a time where no model is named; 0 turns that off.",
+    )
+    local_ocr_seconds: int = Field(
+        120, alias="OPENGATE_LOCAL_OCR_SECONDS", ge=1, le=3600, description="Longest time for one of them."
+    )
+    ocr_languages: Words = Field(
+        ["fra", "eng"], alias="OPENGATE_OCR_LANGUAGES", description="Languages of scans, by their names in Tesseract."
+    )
     usage_queue_records: int = Field(
         10_000,
         alias="OPENGATE_USAGE_QUEUE_RECORDS",

@@ -69,6 +69,7 @@ class Call:
         self.created = datetime.now(UTC)
         self.started = time.perf_counter()
         self.router: Router | None = None
+        self.router_name = ""
         self.admission: Admission | None = None
         self.provider: Provider | None = None
         self.lease: Lease | None = None
@@ -98,8 +99,13 @@ class Call:
             except APIError:
                 await admission.give_back()
                 raise
-        self.router, self.admission = router, admission
+        self.router, self.router_name, self.admission = router, router.name, admission
         return True
+
+    def admit_unrouted(self, name: str) -> None:
+        """Admit a call that the gateway answers itself, under this name: no router, no limits, no price."""
+        self.router_name = name
+        self.admission = Admission(self.principal.user_id, router_id=0)
 
     # what happens on the way
 
@@ -252,7 +258,6 @@ class Call:
 
     def _record(self, status: int, outcome: Outcome) -> Record:
         router, footprint = self.router, self.footprint()
-        assert router is not None  # it was admitted
         return Record(
             request_id=self.request_id,
             created=self.created.isoformat(),
@@ -261,8 +266,8 @@ class Call:
             organization_id=self.principal.organization_id,
             key_id=self.principal.key_id,
             key_name=self.principal.key_name,
-            router_id=router.id,
-            router_name=router.name,
+            router_id=router.id if router else None,
+            router_name=self.router_name,
             provider_id=self.provider.id if self.provider else None,
             provider_model_name=self.provider.model_name if self.provider else None,
             endpoint=self.endpoint,
@@ -275,8 +280,8 @@ class Call:
             completion_tokens=self.tokens.completion,
             total_tokens=self.tokens.total,
             tokens_estimated=self.tokens.estimated,
-            cost_prompt_tokens=str(router.cost_prompt_tokens),
-            cost_completion_tokens=str(router.cost_completion_tokens),
+            cost_prompt_tokens=str(router.cost_prompt_tokens if router else pricing.FREE),
+            cost_completion_tokens=str(router.cost_completion_tokens if router else pricing.FREE),
             cost=str(self.cost()),
             kwh_min=footprint.kwh_min,
             kwh_max=footprint.kwh_max,

@@ -114,10 +114,10 @@ class OpenAI:
 
         def form() -> aiohttp.FormData:
             made = aiohttp.FormData(default_to_multipart=True)
-            made.add_field("file", request.open(), filename=request.filename, content_type=request.content_type)
             for name, values in fields.items():
                 for value in values:
                     made.add_field(name, value)
+            made.add_field("file", request.open(), filename=request.filename, content_type=request.content_type)
             return made
 
         raw = await http.post(self.provider, "v1/audio/transcriptions", form)

@@ -1,0 +1,102 @@
+"""The local engine: pages of PDFs and images without a model, each document in a child process of its own."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, Final
+from weakref import WeakKeyDictionary, WeakValueDictionary
+
+from django.conf import settings
+from pydantic_core import from_json
+
+from inference.errors import DocumentRefused
+from routing.errors import ModelTooBusy
+
+NAME: Final = "local"  # in place of a model's name
+_GRACE_SECONDS = 2
+
+
+def is_enabled() -> bool:
+    return bool(settings.LOCAL_OCR_PROCESSES)
+
+
+async def pages(document: bytes, user_id: int, **options: Any) -> Sequence[dict[str, Any]]:
+    """The pages as the OCR endpoint sends them: `index`, `markdown`, `images`, `dimensions`.
+
+    `options` are those of `inference.page_reader`. A few documents are read at a time, one of a user's; raises
+    ModelTooBusy where that takes too long, DocumentRefused with the reason for a document that cannot be read.
+    """
+    async with _turn(user_id):
+        return await _read(document, options)
+
+
+async def _read(document: bytes, options: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
+    seconds = settings.LOCAL_OCR_SECONDS
+    given = {**options, "languages": settings.OCR_LANGUAGES, "seconds": seconds}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "inference.page_reader",
+        json.dumps(given),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+        cwd=settings.BASE_DIR,
+        env={name: os.environ[name] for name in ("PATH", "TESSDATA_PREFIX", "LD_LIBRARY_PATH") if name in os.environ},
+        start_new_session=True,  # so that its own child ends with it
+    )
+    try:
+        async with asyncio.timeout(seconds + _GRACE_SECONDS):
+            output, _ = await process.communicate(document)
+    except TimeoutError:
+        raise DocumentRefused(f"Reading the document takes more than {seconds} seconds.") from None
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+    try:
+        answer = from_json(output)
+    except ValueError:  # it was killed, for its time or its memory, or crashed
+        raise DocumentRefused("Parsing document failed.") from None
+    if "refused" in answer:
+        raise DocumentRefused(answer["refused"])
+    found: Sequence[dict[str, Any]] = answer["pages"]
+    return found
+
+
+@dataclass(slots=True)
+class _Desk:
+    """Who is being served in one event loop."""
+
+    seats: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(settings.LOCAL_OCR_PROCESSES))
+    users: WeakValueDictionary[int, asyncio.Lock] = field(default_factory=WeakValueDictionary)
+
+
+_desks: WeakKeyDictionary[asyncio.AbstractEventLoop, _Desk] = WeakKeyDictionary()
+
+
+@asynccontextmanager
+async def _turn(user_id: int) -> AsyncIterator[None]:
+    desk = _desks.setdefault(asyncio.get_running_loop(), _Desk())
+    own = desk.users.setdefault(user_id, asyncio.Lock())
+    wait = settings.ROUTING_MAX_WAIT_SECONDS
+    try:
+        async with asyncio.timeout(wait):
+            await own.acquire()
+            try:
+                await desk.seats.acquire()
+            except BaseException:
+                own.release()
+                raise
+    except TimeoutError:
+        raise ModelTooBusy(wait) from None
+    try:
+        yield
+    finally:
+        desk.seats.release()
+        own.release()

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 LEASE_SECONDS = 30
 HEARTBEAT_SECONDS = 10
-TICK_SECONDS = 0.025
+TICK_SECONDS = 0.01
 PATIENCE_SECONDS = 2  # a waiting call of which nothing is heard for so long has left the line
 UNLIMITED: Final = -1
 

@@ -97,6 +97,7 @@ class Upstream:
 
     def __init__(self) -> None:
         self.received: list[Received] = []
+        self.at_once = self.most_at_once = 0  # calls that it has, and the most it ever had since the reset
         self._replies: deque[Reply] = deque()
         self._routes: dict[str, Reply] = {}
         self._loop = asyncio.new_event_loop()
@@ -111,12 +112,13 @@ class Upstream:
 
     def reset(self) -> None:
         self.received.clear()
+        self.most_at_once = self.at_once
         self._replies.clear()
         self._routes.clear()
 
-    def route(self, path: str, body: Any) -> None:
+    def route(self, path: str, body: Any, **how: Any) -> None:
         """Always answer this JSON `body` at the path."""
-        self._routes[path] = Reply([json.dumps(body).encode()])
+        self._routes[path] = Reply([json.dumps(body).encode()], **how)
 
     def reply(
         self,
@@ -158,7 +160,13 @@ class Upstream:
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
                 request = Received(method, path, headers, body)
                 self.received.append(request)
-                if not await self._answer(request, reader, writer):
+                self.at_once += 1
+                self.most_at_once = max(self.most_at_once, self.at_once)
+                try:
+                    goes_on = await self._answer(request, reader, writer)
+                finally:
+                    self.at_once -= 1
+                if not goes_on:
                     return
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             pass

@@ -31,7 +31,8 @@ def form_of(received) -> dict[str, Any]:
     """The fields of a form as it came; the file as (name, type, content), repeated fields as lists."""
     head = f"Content-Type: {received.headers['content-type']}\r\n\r\n".encode()
     found: dict[str, Any] = {}
-    for part in message_from_bytes(head + received.body).get_payload():
+    parts: Any = message_from_bytes(head + received.body).get_payload()
+    for part in parts:
         name = part.get_param("name", header="content-disposition")
         content = part.get_payload(decode=True)
         filename = part.get_filename()

@@ -9,7 +9,8 @@ from rest_framework.authentication import BaseAuthentication
 from rest_framework.request import Request
 
 from accounts import principals
-from accounts.errors import CHALLENGE, InvalidKey, NotAuthenticated
+from accounts.errors import CHALLENGE, InsufficientRights, InvalidKey, NotAuthenticated
+from accounts.models import Permission
 from accounts.principals import Principal
 from opengate import epoch
 
@@ -38,17 +39,21 @@ class HTTPBearer(HttpAuthBase):
     """For Ninja: `request.auth` is the principal. The class is named as the OpenAPI document names the scheme.
 
     With `form` the request's form is read once the caller is known, in a thread: a large file must not hold up others.
+    With `permission` the caller must hold it.
     """
 
     openapi_scheme = "bearer"
 
-    def __init__(self, *, form: bool = False) -> None:
+    def __init__(self, *, form: bool = False, permission: Permission | None = None) -> None:
         super().__init__()
         self.is_async = True
         self.form = form
+        self.permission = permission
 
     async def __call__(self, request: HttpRequest) -> Principal:
         principal = await authenticate_now(request.headers.get("Authorization"))
+        if self.permission is not None and not principal.grants(self.permission):
+            raise InsufficientRights
         if self.form:
             await sync_to_async(getattr, thread_sensitive=False)(request, "POST")
         return principal

@@ -189,7 +189,7 @@ async def parse(
 )
 async def list_models(request: HttpRequest) -> Models:
     """Models of your role that a provider serves."""
-    return Models(object="list", data=[_model(router) for router in await visible(_caller(request))])
+    return Models(object="list", data=[_model(router) for router in await visible(caller(request))])
 
 
 @routes.get(
@@ -201,7 +201,7 @@ async def list_models(request: HttpRequest) -> Models:
 )
 async def get_model(request: HttpRequest, model: Annotated[str, Path(description="Name or alias.")]) -> Model:
     """A model by its name or an alias; names may hold slashes."""
-    for router in await visible(_caller(request)):
+    for router in await visible(caller(request)):
         if model == router.name or model in router.aliases:
             return _model(router)
     raise ModelNotFound
@@ -214,13 +214,13 @@ async def visible(principal: Principal) -> list[Router]:
     return [router for router in routers if router.providers and (principal.role_id, router.id) in shown]
 
 
-def _caller(request: HttpRequest) -> Principal:
+def caller(request: HttpRequest) -> Principal:
     principal: Principal = request.auth  # type: ignore[attr-defined]
     return principal
 
 
 def _call(request: HttpRequest) -> Call:
-    return Call(_caller(request), request.path, request.id)  # type: ignore[attr-defined]
+    return Call(caller(request), request.path, request.id)  # type: ignore[attr-defined]
 
 
 def _answer(content: Mapping[str, Any], call: Call) -> HttpResponse:

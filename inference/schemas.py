@@ -116,7 +116,7 @@ class EmbeddingRequest(CallRequest):
     input: Annotated[Any, AfterValidator(_input), WithJsonSchema(INPUT)] = Field(
         description="A text, a list of texts, a list of tokens, or a list of lists of tokens."
     )
-    model: str = Field(description="Name or alias of a model of `GET /v1/models`.")
+    model: str = Field(description="Name or alias of a model of `GET /v1/models`.", examples=["multilingual-e5-small"])
     dimensions: Annotated[StrictInt, Field(ge=1)] | None = Field(None, description="Numbers of a vector, if not all.")
     encoding_format: Literal["float", "base64"] | None = Field(
         "float", description="Numbers, or the base64 of 32-bit floats, which OpenAI's clients ask for."
@@ -128,7 +128,7 @@ class RerankRequest(CallRequest):
 
     query: NotBlank = Field(description="What is looked for.")
     documents: Annotated[list[NotBlank], Field(min_length=1, fail_fast=True)] = Field(description="Texts to rank.")
-    model: str = Field(description="Name or alias of a model of `GET /v1/models`.")
+    model: str = Field(description="Name or alias of a model of `GET /v1/models`.", examples=["bge-reranker"])
     top_n: Annotated[StrictInt, Field(ge=1)] | None = Field(None, description="How many of the best; all without it.")
 
 
@@ -210,7 +210,7 @@ def _language(value: str) -> str:
 class TranscriptionForm(BaseModel):
     """Speech to write down; further fields are forwarded."""
 
-    model: str = Field(description="Name or alias of a model of `GET /v1/models`.")
+    model: str = Field(description="Name or alias of a model of `GET /v1/models`.", examples=["whisper"])
     language: Annotated[str, AfterValidator(_language), WithJsonSchema({"enum": ["", *sorted(LANGUAGES)]})] = Field(
         "", description="Code or English name of the language spoken."
     )
@@ -254,7 +254,7 @@ class Embeddings(Schema):
     object: Literal["list"] = Field("list", description="Always `list`.")
     data: list[Embedding] = Field(description="One for each input.")
     model: str = Field(description="The name that the caller used.")
-    usage: Usage = Field(description="What the call used.")
+    usage: Usage = Field(description="Tokens, cost and carbon of the call.")
     id: str = Field(description="The provider's id of the answer, else one of ours.")
 
 
@@ -272,7 +272,7 @@ class Reranks(Schema):
     id: str = Field(description="The provider's id of the answer, else one of ours.")
     results: list[Rank] = Field(description="As the model ranked them.")
     model: str = Field(description="The name that the caller used.")
-    usage: Usage = Field(description="What the call used.")
+    usage: Usage = Field(description="Tokens, cost and carbon of the call.")
 
 
 class AudioTranscription(Schema):
@@ -281,7 +281,7 @@ class AudioTranscription(Schema):
     id: str = Field(description="The provider's id of the answer, else one of ours.")
     text: str = Field(description="What was said.")
     model: str = Field(description="The name that the caller used.")
-    usage: Usage = Field(description="What the call used.")
+    usage: Usage = Field(description="Tokens, cost and carbon of the call.")
 
 
 class OCRImage(Schema):
@@ -327,8 +327,8 @@ class OCR(Schema):
     model: str | None = Field(None, description="The name that the caller used; `local` without one.")
     id: str | None = Field(None, description="The provider's id of the answer, else one of ours.")
     document_annotation: str | None = Field(None, description="What the model says of the document, as JSON.")
-    usage_info: OCRUsage | None = Field(None, description="What was read.")
-    usage: Usage | None = Field(None, description="What the call used.")
+    usage_info: OCRUsage | None = Field(None, description="How much was read.")
+    usage: Usage | None = Field(None, description="Tokens, cost and carbon of the call.")
 
 
 class PageMetadata(Schema):
@@ -344,7 +344,7 @@ class DocumentPage(Schema):
     object: Literal["documentPage"] = Field("documentPage", description="Always `documentPage`.")
     content: str = Field(description="Its text as Markdown.")
     images: dict[str, str] = Field(description="Pictures as data URLs, by their names in the text.")
-    metadata: PageMetadata = Field(description="Where it is from.")
+    metadata: PageMetadata = Field(description="Its document and number.")
 
 
 class ParsedDocument(Schema):
@@ -352,7 +352,7 @@ class ParsedDocument(Schema):
 
     object: Literal["list"] = Field("list", description="Always `list`.")
     data: list[DocumentPage] = Field(description="In order.")
-    usage: Usage = Field(description="What the call used.")
+    usage: Usage = Field(description="Tokens, cost and carbon of the call.")
 
 
 class CallError(Schema):

@@ -10,6 +10,7 @@ from django.http.multipartparser import MultiPartParserError
 from django.views import View
 from drf_spectacular.generators import SchemaGenerator
 from ninja import NinjaAPI
+from ninja import Router as Routes
 from ninja.errors import HttpError, ValidationError
 from ninja.parser import Parser
 from rest_framework import exceptions
@@ -17,6 +18,7 @@ from rest_framework.response import Response
 from rest_framework.views import exception_handler
 
 from inference.api import routes as inference_routes
+from inference.monitoring import routes as monitoring_routes
 from inference.openapi import chat_paths
 from inference.schemas import object_of
 from opengate.errors import APIError, DatabaseAway, InvalidBody, openai_error
@@ -54,22 +56,16 @@ class StrictParser(Parser):
         return object_of(request.body)
 
 
-calls = NinjaAPI(title="Calls", docs_url=None, openapi_url=None, urls_namespace="calls", parser=StrictParser())
-calls.add_router("", inference_routes)
-
-
 def error_response(error: APIError) -> JsonResponse:
     """The body of a refusal outside Django REST framework: `detail`, and `error` for OpenAI's clients."""
     content = {"detail": error.detail, "error": openai_error(error.status, error.detail)}
     return JsonResponse(content, status=error.status, headers=error.headers)
 
 
-@calls.exception_handler(APIError)
 def _refused(request: HttpRequest, error: APIError) -> HttpResponse:
     return error_response(error)
 
 
-@calls.exception_handler(ValidationError)
 def _invalid(request: HttpRequest, error: ValidationError) -> HttpResponse:
     return error_response(InvalidBody([_fault(fault) for fault in error.errors[:MAX_FAULTS]]))
 
@@ -82,25 +78,43 @@ def _fault(fault: dict[str, Any]) -> dict[str, Any]:
     return {"type": fault["type"], "loc": [where, *known], "msg": fault["msg"]}
 
 
-@calls.exception_handler(HttpError)
 def _http_error(request: HttpRequest, error: HttpError) -> HttpResponse:
     if isinstance(error.__cause__, APIError):
         return error_response(error.__cause__)  # of the body, which Ninja wraps
     return error_response(APIError(str(error), status=error.status_code))
 
 
-@calls.exception_handler(MultiPartParserError)
-@calls.exception_handler(SuspiciousOperation)
 def _unreadable(request: HttpRequest, error: Exception) -> HttpResponse:
     return error_response(APIError("The form cannot be read.", status=400))
 
 
-@calls.exception_handler(Exception)
 def _unplanned(request: HttpRequest, error: Exception) -> HttpResponse:
     if isinstance(error, OperationalError | InterfaceError):
         return error_response(DatabaseAway())
     logger.error("Request %s failed.", request.id, exc_info=error)  # type: ignore[attr-defined]
     return error_response(APIError("An unexpected error occurred"))
+
+
+HANDLERS: dict[type[Exception], Any] = {
+    APIError: _refused,
+    ValidationError: _invalid,
+    HttpError: _http_error,
+    MultiPartParserError: _unreadable,
+    SuspiciousOperation: _unreadable,
+    Exception: _unplanned,
+}
+
+
+def _api(name: str, routes: Routes) -> NinjaAPI:
+    made = NinjaAPI(title=name, docs_url=None, openapi_url=None, urls_namespace=name, parser=StrictParser())
+    made.add_router("", routes)
+    for kind, handler in HANDLERS.items():
+        made.add_exception_handler(kind, handler)
+    return made
+
+
+calls = _api("calls", inference_routes)  # under /v1/
+monitoring = _api("monitoring", monitoring_routes)
 
 
 def drf_exception_handler(error: Exception, context: dict[str, Any]) -> Response | None:
@@ -139,7 +153,11 @@ class OpenAPIView(View):
 
 def openapi_document() -> dict[str, Any]:
     document: dict[str, Any] = SchemaGenerator().get_schema(request=None, public=True)
-    others = (calls.get_openapi_schema(path_prefix="/v1/"), chat_paths())
+    others = (
+        calls.get_openapi_schema(path_prefix="/v1/"),
+        monitoring.get_openapi_schema(path_prefix="/"),
+        chat_paths(),
+    )
     document.setdefault("paths", {})
     components = document.setdefault("components", {})
     for other in others:

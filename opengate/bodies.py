@@ -7,6 +7,7 @@ from django.conf import settings
 from pydantic_core import to_json
 
 from opengate.errors import BodyTooLarge, openai_error
+from opengate.request_id import HEADER, new_request_id
 
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[Mapping[str, Any]], Awaitable[None]]
@@ -50,6 +51,7 @@ async def _refuse(error: BodyTooLarge, send: Send) -> None:
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
         (b"connection", b"close"),
+        (HEADER.encode(), new_request_id().encode()),
     ]
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

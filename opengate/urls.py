@@ -7,7 +7,7 @@ from django.urls import include, path
 from drf_spectacular.views import SpectacularRedocView, SpectacularSwaggerView
 
 from opengate import health
-from opengate.api import OpenAPIView, calls
+from opengate.api import OpenAPIView, calls, monitoring
 
 # Documentation is open to all.
 PUBLIC: dict[str, Any] = {"authentication_classes": [], "permission_classes": []}
@@ -20,6 +20,7 @@ urlpatterns = [
     path("v1/", calls.urls),
     path("health", health.live, name="health"),
     path("health/ready", health.ready, name="health-ready"),
+    path("", monitoring.urls),
     path("openapi.json", OpenAPIView.as_view(), name="openapi"),
     path("docs", SpectacularSwaggerView.as_view(url_name="openapi", **PUBLIC), name="docs"),
     path("redoc", SpectacularRedocView.as_view(url_name="openapi", **PUBLIC), name="redoc"),

@@ -1,19 +1,28 @@
 """The console's pages of routers and providers."""
 
+import math
+from collections.abc import Iterable, Mapping
 from copy import copy
 from typing import Any
 
 from asgiref.sync import async_to_sync
 from django import forms
 from django.contrib import admin, messages
+from django.contrib.admin.views.main import ChangeList
 from django.db import transaction
 from django.db.models import Count, QuerySet
 from django.http import HttpRequest
+from redis.exceptions import RedisError
 
 from inference import discovery
+from opengate import redis as opengate_redis
 from opengate.encryption import mask
 from opengate.errors import APIError
+from opengate.redis import RedisAway
+from routing import circuit, load
+from routing.circuit import State
 from routing.errors import ProviderUnreachable
+from routing.load import Load
 from routing.models import Provider, Router, RouterName
 
 LONGEST_WAIT_SECONDS = 10  # of a person at a page, for an upstream
@@ -42,6 +51,8 @@ class ProviderForm(forms.ModelForm):
             "model_hosting_zone",
             "model_total_params",
             "model_active_params",
+            "cost_prompt_tokens",
+            "cost_completion_tokens",
             "qos_metric",
             "qos_limit",
         )
@@ -64,8 +75,40 @@ PROVIDER_FIELDS = (
     ("url", "timeout"),
     ("new_key", "remove_key"),
     ("model_hosting_zone", "model_total_params", "model_active_params"),
+    ("cost_prompt_tokens", "cost_completion_tokens"),
     ("qos_metric", "qos_limit"),
 )
+
+
+def loads_of(providers: Iterable[Provider]) -> Mapping[int, Load]:
+    """How busy and how well these providers are; nothing with Redis away."""
+    try:
+        return load.of_now(provider.pk for provider in providers)
+    except RedisAway:
+        return {}
+
+
+def state_of(now: Load | None) -> str:
+    """A circuit in words."""
+    if now is None:
+        return "unknown"
+    if now.circuit.state == State.OPEN:
+        return f"open, tried again in {math.ceil(now.circuit.seconds)} s"
+    if now.circuit.state == State.HALF_OPEN:
+        return "half open, the next call tries"
+    return f"closed, {now.circuit.failures} outages" if now.circuit.failures else "closed"
+
+
+class ProviderList(ChangeList):
+    """A page of providers, with the load of each, asked for together."""
+
+    def get_results(self, request: HttpRequest) -> None:
+        super().get_results(request)
+        found = list(self.result_list)
+        loads = loads_of(found)
+        for provider in found:
+            provider.load = loads.get(provider.pk)
+        self.result_list = found
 
 
 def ask_upstream(request: HttpRequest, provider: Provider) -> None:
@@ -141,15 +184,58 @@ class RouterAdmin(admin.ModelAdmin):
 @admin.register(Provider)
 class ProviderAdmin(admin.ModelAdmin):
     form = ProviderForm
-    list_display = ("model_name", "router", "type", "url", "model_hosting_zone", "qos_metric", "updated")
+    list_display = (
+        "model_name",
+        "router",
+        "type",
+        "url",
+        "model_hosting_zone",
+        "qos",
+        "inflight",
+        "circuit",
+        "updated",
+    )
     list_filter = ("type", "router")
     list_select_related = ("router",)
     search_fields = ("model_name", "url", "router__name")
     autocomplete_fields = ("router",)
-    fields = ("router", *PROVIDER_FIELDS)
+    fields = ("router", *PROVIDER_FIELDS, ("inflight", "circuit"))
+    readonly_fields = ("inflight", "circuit")
+    actions = ("close_circuits",)
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return ProviderList
+
+    @admin.display(description="QoS", ordering="qos_metric")
+    def qos(self, provider: Provider) -> str:
+        return f"{provider.qos_metric} {provider.qos_limit:g}" if provider.qos_metric else "-"
+
+    @admin.display(description="in flight")
+    def inflight(self, provider: Provider) -> str:
+        now = _load(provider)
+        return "unknown" if now is None else str(now.inflight)
+
+    @admin.display(description="circuit")
+    def circuit(self, provider: Provider) -> str:
+        return state_of(_load(provider))
+
+    @admin.action(description="Close circuits: try these providers again now", permissions=["change"])
+    def close_circuits(self, request: HttpRequest, queryset: QuerySet[Provider]) -> None:
+        try:
+            with opengate_redis.sync_client() as client:
+                client.delete(*(circuit.key(provider.pk) for provider in queryset))
+        except RedisError:
+            messages.error(request, "Redis is away: the circuits stay as they are.")
 
     def save_model(self, request: HttpRequest, obj: Provider, form: Any, change: bool) -> None:
         if not change:
             obj.user = request.user  # type: ignore[assignment]
         super().save_model(request, obj, form, change)
         ask_upstream(request, obj)
+
+
+def _load(provider: Any) -> Load | None:
+    if not hasattr(provider, "load"):
+        provider.load = loads_of([provider]).get(provider.pk) if provider.pk else None
+    found: Load | None = provider.load
+    return found

@@ -52,6 +52,8 @@ NEW_PROVIDER = {
     "model_hosting_zone": "FRA",
     "model_total_params": 2,
     "model_active_params": 2,
+    "cost_prompt_tokens": 0.1,
+    "cost_completion_tokens": 0.3,
     "qos_metric": "inflight",
     "qos_limit": 20,
 }
@@ -63,6 +65,9 @@ PROVIDER = {name: value for name, value in NEW_PROVIDER.items() if name != "rout
     "created": CREATED,
     "updated": CREATED,
 }
+
+
+CLEARABLE = ("qos_metric", "qos_limit", "cost_prompt_tokens", "cost_completion_tokens")
 
 
 def _router(rows: QuerySet[Router], id: int) -> Router:
@@ -265,7 +270,7 @@ class OneProvider(RowView):
     )
     def patch(self, request: Request, provider: int, body: dict[str, Any]) -> None:
         """Type, address, key and model stay: for others, make another provider."""
-        cleared = {name: None for name in ("qos_metric", "qos_limit") if name in body and body[name] is None}
+        cleared = {name: None for name in CLEARABLE if name in body and body[name] is None}
         given = {name: value for name, value in body.items() if value is not None} | cleared
         moves_to = given.pop("router", None)
 

@@ -5,7 +5,7 @@ go elsewhere for `FIRST_PAUSE_SECONDS`, twice as long after each failed trial. T
 its answer closes the circuit.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -66,15 +66,13 @@ def answered(provider_id: int) -> Command:
     return ("DEL", key(provider_id))
 
 
-async def of(provider_ids: Iterable[int]) -> Mapping[int, Circuit]:
-    """The circuits of these providers; raises RedisAway."""
-    ids = list(provider_ids)
-    time, *found = await opengate_redis.trip(("TIME",), *(("HMGET", key(id), "failures", "until") for id in ids))
-    now = int(time[0]) + int(time[1]) / 1_000_000
-    return {id: _read(fields, now) for id, fields in zip(ids, found, strict=True)}
+def query(provider_id: int) -> Command:
+    """The command whose answer `read` understands."""
+    return ("HMGET", key(provider_id), "failures", "until")
 
 
-def _read(fields: tuple[bytes | None, bytes | None], now: float) -> Circuit:
+def read(fields: Sequence[bytes | None], now: float) -> Circuit:
+    """What Redis knows of a circuit, at a moment in its own Unix seconds."""
     failures = int(fields[0] or 0)
     if fields[1] is None:
         return Circuit(State.CLOSED, failures)

@@ -36,7 +36,11 @@ from routing.zones import ZONES
 RouterQuery = ordered_query("id", "name", "created", by="sort_by", direction="sort_order")
 
 COST = "Price of a million {kind} tokens."
-STRATEGY = "How calls are spread over the providers."
+STRATEGY = (
+    "Which provider is tried first: by chance (`shuffle`), the lowest 95th percentile of the time to first token "
+    "(`least_busy`), the quicker of two by chance (`lowest_latency`), what the upstream charges least (`cheapest`), "
+    "the fewest grams of CO2eq a token (`lowest_carbon`)."
+)
 MAX_ALIASES = 100
 MAX_TIMEOUT = 3600
 
@@ -108,8 +112,12 @@ class RouterSerializer(CreatedRouterSerializer):
         return router.user_id or 0
 
 
-QOS = "Which figure of the provider is watched; null for none."
-QOS_LIMIT = "Calls wait, or go elsewhere, above it; needed with `qos_metric`."
+QOS = (
+    "What is watched: `inflight`, calls at a time; over the last two minutes `ttft` and `latency`, 95th percentile in "
+    "ms, and `performance`, median of completion tokens a second; null for nothing."
+)
+QOS_LIMIT = "Beyond it calls go elsewhere or wait (for figures, one call at a time goes on); needed with `qos_metric`."
+UPSTREAM_COST = "What the upstream charges for a million {kind} tokens, for the strategy `cheapest`; null if unknown."
 
 
 class CreateProviderSerializer(serializers.Serializer):
@@ -137,6 +145,8 @@ class CreateProviderSerializer(serializers.Serializer):
     model_active_params = Integer(
         min_value=0, max_value=MAX_INTEGER, default=0, help_text="Billions of active parameters."
     )
+    cost_prompt_tokens = Amount(allow_null=True, default=None, help_text=UPSTREAM_COST.format(kind="prompt"))
+    cost_completion_tokens = Amount(allow_null=True, default=None, help_text=UPSTREAM_COST.format(kind="completion"))
     qos_metric = serializers.ChoiceField(choices=Metric.choices, allow_null=True, default=None, help_text=QOS)
     qos_limit = Number(min_value=0, allow_null=True, default=None, help_text=QOS_LIMIT)
 
@@ -158,7 +168,7 @@ QOS_NEEDS_LIMIT = "QoS value is required if QoS metric is provided."
 
 
 class ProviderUpdateRequestSerializer(serializers.Serializer):
-    """What to change of a provider; null or absent is unchanged, but a null `qos_metric` or `qos_limit` clears it."""
+    """What to change of a provider; null or absent is unchanged, but a null QoS field or cost clears it."""
 
     router = Id(required=False, allow_null=True, help_text="Id of the router it is to serve.")
     timeout = Integer(
@@ -173,6 +183,8 @@ class ProviderUpdateRequestSerializer(serializers.Serializer):
     model_active_params = Integer(
         min_value=0, max_value=MAX_INTEGER, required=False, allow_null=True, help_text="Billions of active parameters."
     )
+    cost_prompt_tokens = Amount(required=False, allow_null=True, help_text=UPSTREAM_COST.format(kind="prompt"))
+    cost_completion_tokens = Amount(required=False, allow_null=True, help_text=UPSTREAM_COST.format(kind="completion"))
     qos_metric = serializers.ChoiceField(choices=Metric.choices, required=False, allow_null=True, help_text=QOS)
     qos_limit = Number(min_value=0, required=False, allow_null=True, help_text=QOS_LIMIT)
 
@@ -191,6 +203,8 @@ class CreatedProviderSerializer(serializers.Serializer):
     model_hosting_zone = serializers.ChoiceField(choices=ZONES, help_text="Where it is hosted.")
     model_total_params = serializers.IntegerField(help_text="Billions of parameters.")
     model_active_params = serializers.IntegerField(help_text="Billions of active parameters.")
+    cost_prompt_tokens = serializers.FloatField(allow_null=True, help_text=UPSTREAM_COST.format(kind="prompt"))
+    cost_completion_tokens = serializers.FloatField(allow_null=True, help_text=UPSTREAM_COST.format(kind="completion"))
     qos_metric = serializers.ChoiceField(choices=Metric.choices, allow_null=True, help_text=QOS)
     qos_limit = serializers.FloatField(allow_null=True, help_text=QOS_LIMIT)
     created = Timestamp(help_text="Unix seconds.")

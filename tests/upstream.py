@@ -4,7 +4,7 @@ import asyncio
 import json
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -97,9 +97,10 @@ class Upstream:
 
     def __init__(self) -> None:
         self.received: list[Received] = []
-        self.at_once = self.most_at_once = 0  # calls that it has, and the most it ever had since the reset
+        self.most_at_once = 0  # calls that it had, since the reset
+        self._open: set[int] = set()
         self._replies: deque[Reply] = deque()
-        self._routes: dict[str, Reply] = {}
+        self._routes: dict[str, Callable[[Received], Reply]] = {}
         self._loop = asyncio.new_event_loop()
         started = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(started,), daemon=True)
@@ -112,13 +113,17 @@ class Upstream:
 
     def reset(self) -> None:
         self.received.clear()
-        self.most_at_once = self.at_once
+        self.most_at_once = len(self._open)
         self._replies.clear()
         self._routes.clear()
 
     def route(self, path: str, body: Any, **how: Any) -> None:
-        """Always answer this JSON `body` at the path."""
-        self._routes[path] = Reply([json.dumps(body).encode()], **how)
+        """Always answer this JSON `body` at the path, or what it makes of the request when it is a function."""
+
+        def reply(request: Received) -> Reply:
+            return Reply([json.dumps(body(request) if callable(body) else body).encode()], **how)
+
+        self._routes[path] = reply
 
     def reply(
         self,
@@ -160,12 +165,11 @@ class Upstream:
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
                 request = Received(method, path, headers, body)
                 self.received.append(request)
-                self.at_once += 1
-                self.most_at_once = max(self.most_at_once, self.at_once)
+                self._begin(request)
                 try:
                     goes_on = await self._answer(request, reader, writer)
                 finally:
-                    self.at_once -= 1
+                    self._end(request)
                 if not goes_on:
                     return
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
@@ -173,12 +177,21 @@ class Upstream:
         finally:
             writer.close()
 
+    def _begin(self, request: Received) -> None:
+        self._open.add(id(request))
+        self.most_at_once = max(self.most_at_once, len(self._open))
+
+    def _end(self, request: Received) -> None:
+        self._open.discard(id(request))
+
     async def _answer(self, request: Received, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Whether the connection may be used again."""
-        reply = self._routes.get(request.path)
-        if reply is None:
+        route = self._routes.get(request.path)
+        if route is not None:
+            reply = route(request)
+        else:
             reply = self._replies.popleft() if self._replies else self._ordinary(request)
-        work = asyncio.ensure_future(self._write(reply, writer))
+        work = asyncio.ensure_future(self._write(request, reply, writer))
         # The caller sends nothing before it has our answer: what can be read meanwhile is its leaving.
         leaving = asyncio.ensure_future(self._left(reader))
         await asyncio.wait((work, leaving), return_when=asyncio.FIRST_COMPLETED)
@@ -197,7 +210,7 @@ class Upstream:
         while not reader.at_eof() and reader.exception() is None:
             await asyncio.sleep(0.005)
 
-    async def _write(self, reply: Reply, writer: asyncio.StreamWriter) -> None:
+    async def _write(self, request: Received, reply: Reply, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(reply.wait)
         extra = "".join(f"{name}: {value}\r\n" for name, value in reply.headers.items())
         head = f"HTTP/1.1 {reply.status} X\r\nContent-Type: {reply.content_type}\r\n{extra}"
@@ -210,6 +223,7 @@ class Upstream:
         if reply.then == "stall":
             await asyncio.sleep(3600)
         if reply.then == "end":
+            self._end(request)  # who reads the end may send the next one
             writer.write(b"0\r\n\r\n")
             await writer.drain()
 

@@ -10,7 +10,7 @@ from collections import Counter
 import httpx
 import pytest
 
-from routing import circuit
+from routing import circuit, load
 from routing.circuit import State
 from routing.models import Provider
 from tests.conftest import CHAT
@@ -79,7 +79,7 @@ def twins():
 
 def state_of(provider: Provider) -> State:
     async def ask() -> State:
-        return (await circuit.of([provider.id]))[provider.id].state
+        return (await load.of([provider.id]))[provider.id].circuit.state
 
     return in_loop(ask())
 

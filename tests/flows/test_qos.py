@@ -12,7 +12,7 @@ from tests.flows.load import Callers
 from tests.server import Server
 from tests.upstream import completion
 
-LIMIT, CALLERS, SECONDS = 4, 64, 12
+LIMIT, CALLERS, SECONDS = 4, 64, 9
 PRIORITIES = (0, 1, 2, 3, 4)
 
 

@@ -20,7 +20,7 @@ from accounts.models import Permission
 from accounts.permissions import Administers, AnyKey
 from accounts.principals import Principal
 from inference.consumers import CallConsumer
-from opengate.api import calls
+from opengate.api import calls, monitoring
 from opengate.asgi import CONSUMERS
 from opengate.rows import RowView
 from tests.conftest import CHAT, PASSWORD
@@ -33,6 +33,7 @@ PUBLIC = {
     "/redoc",
     "/admin/login/",
     "/v1/auth/login",
+    "/",  # a 404
     "/v1/",  # a 404
 }
 
@@ -50,10 +51,11 @@ def routes(patterns: Any = None, prefix: str = "/") -> Iterator[tuple[str, Calla
 
 def operations() -> Iterator[tuple[str, Any]]:
     """Every path of Ninja's with its operation."""
-    for router in calls._get_bound_routers():
-        bound = [operation for view in router.path_operations.values() for operation in view.operations]
-        for pattern, operation in zip(router.urls_paths(router.prefix), bound, strict=True):
-            yield f"/v1/{pattern.pattern}", operation
+    for prefix, api in (("/v1/", calls), ("/", monitoring)):
+        for router in api._get_bound_routers():
+            bound = [operation for view in router.path_operations.values() for operation in view.operations]
+            for pattern, operation in zip(router.urls_paths(router.prefix), bound, strict=True):
+                yield f"{prefix}{pattern.pattern}", operation
 
 
 def sends_to_the_login(view: Any) -> bool:

@@ -23,7 +23,8 @@ ENUMS: dict[str, list[str]] = {
         "text-classification",
     ],
     "ProviderType": ["albert", "openai", "mistral", "tei", "vllm"],
-    "RouterLoadBalancingStrategy": ["shuffle", "least_busy"],
+    # The last three are ours.
+    "RouterLoadBalancingStrategy": ["shuffle", "least_busy", "lowest_latency", "cheapest", "lowest_carbon"],
     "Metric": ["ttft", "latency", "inflight", "performance"],
     "ProviderCarbonFootprintZone": list(ZONES),
     "EndpointUsage": [
@@ -157,6 +158,8 @@ CreateProvider
   model_hosting_zone   ProviderCarbonFootprintZone  = "WOR"
   model_total_params   int      = 0 0..
   model_active_params  int      = 0 0..
+  cost_prompt_tokens       float?  = null 0..
+  cost_completion_tokens   float?  = null 0..
   qos_metric   Metric?          = null
   qos_limit    float?           = null 0..
 ProviderUpdateRequest
@@ -165,6 +168,8 @@ ProviderUpdateRequest
   model_hosting_zone   ProviderCarbonFootprintZone?
   model_total_params   int?     0..
   model_active_params  int?     0..
+  cost_prompt_tokens       float?  0..
+  cost_completion_tokens   float?  0..
   qos_metric   Metric?
   qos_limit    float?           0..
 CreatedProvider
@@ -179,6 +184,8 @@ CreatedProvider
   model_hosting_zone   ProviderCarbonFootprintZone
   model_total_params   int
   model_active_params  int
+  cost_prompt_tokens       float?
+  cost_completion_tokens   float?
   qos_metric   Metric?
   qos_limit    float?
   created      time
@@ -196,6 +203,8 @@ Provider
   model_hosting_zone   ProviderCarbonFootprintZone
   model_total_params   int
   model_active_params  int
+  cost_prompt_tokens       float?
+  cost_completion_tokens   float?
   qos_metric   Metric?
   qos_limit    float?
   created      time

@@ -7,6 +7,7 @@ the suite makes a few, `make fuzz` five hundred.
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from django.db import connection
@@ -19,7 +20,21 @@ from tests.server import ROOT
 from usage.models import Limit
 
 EXAMPLES = os.environ.get("OPENGATE_FUZZ_EXAMPLES", "10")
+# By the upstream's path: names in the examples, the type of model, what the upstream says.
+OTHERS: dict[str, tuple[str, str, Any]] = {
+    "/v1/embeddings": ("multilingual-e5-small", "text-embeddings-inference", lambda request: embedded(request.json)),
+    "/v2/rerank": ("bge-reranker", "text-classification", {"results": []}),
+    "/v1/audio/transcriptions": ("whisper", "automatic-speech-recognition", {"text": "Hello."}),
+    "/v1/ocr": ("mistral-ocr", "image-to-text", {"pages": []}),
+}
 FAR = 900_000_000_000  # ids that no case guesses: what deletes this user ends the run
+
+
+def embedded(body: dict[str, Any]) -> dict[str, Any]:
+    given = body["input"]
+    count = len(given) if isinstance(given, list) and not isinstance(given[0], int) else 1
+    vector = [0.5] * min(body.get("dimensions", 3), 10_000)
+    return {"data": [{"object": "embedding", "index": index, "embedding": vector} for index in range(count)]}
 
 
 @pytest.fixture
@@ -42,6 +57,12 @@ def key(gateway, upstream):
         other = Role.objects.create(name=f"role {number}")
         clerk = User.objects.create_user(f"clerk-{number}@example.org", None, other, organization=group)
         Key.objects.issue(clerk if number % 2 else user, "of the world")
+    for path, (name, type, answer) in OTHERS.items():
+        upstream.route(path, answer)
+        router = Router.objects.create(name=name, type=type)
+        dialect = "mistral" if type == "image-to-text" else "vllm"
+        Provider.objects.create(router=router, type=dialect, url=upstream.url, model_name=MODEL, timeout=5)
+        Limit.objects.open_router(role, router)
     return text
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from opengate import redis as opengate_redis
-from routing import circuit, figures, places
+from routing import circuit, figures, load, places
 from routing.errors import ModelTooBusy, ProvidersAway
 from routing.places import Lease, Option, Waiting, inflight_key
 from routing.snapshot import Provider
@@ -187,7 +187,7 @@ def test_who_gives_up_while_being_served_gives_the_place_back(redis_client):
 
 def state() -> circuit.Circuit:
     async def story() -> circuit.Circuit:
-        return (await circuit.of([A.id]))[A.id]
+        return (await load.of([A.id]))[A.id].circuit
 
     return in_loop(story())
 

@@ -1,8 +1,5 @@
 """The only road to a model: resolve, admit, lease, forward, relay, settle. Nothing that passes here goes unmeasured."""
 
-import sys
-from array import array
-from base64 import b64encode
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -10,8 +7,9 @@ from typing import Any, TypeVar
 from accounts import principals
 from inference import local, streaming, upstream
 from inference.audio import Transcription
-from inference.errors import UnreadableAnswer, UpstreamTrouble
+from inference.errors import UpstreamTrouble
 from inference.streaming import DONE, Reading
+from inference.upstream import answers
 from opengate import epoch
 from opengate.errors import APIError
 from routing import snapshot
@@ -85,7 +83,7 @@ async def embed(call: Call, payload: Payload) -> Payload:
         answer = await client.embed(sent)
         vectors = [row["embedding"] for row in answer["data"]]
         rows = [
-            {"object": "embedding", "index": index, "embedding": _base64(vector) if wants_base64 else vector}
+            {"object": "embedding", "index": index, "embedding": answers.packed(vector) if wants_base64 else vector}
             for index, vector in enumerate(vectors)
         ]
         return answer | {"object": "list", "data": rows}
@@ -195,13 +193,3 @@ async def _first(call: Call, prompt_tokens: int, attempt: Callable[[upstream.Ope
         else:
             call.answered()
             return answer
-
-
-def _base64(vector: list[float]) -> str:
-    try:
-        numbers = array("f", vector)
-    except OverflowError as error:  # more than 32 bits can say
-        raise UnreadableAnswer from error
-    if sys.byteorder == "big":
-        numbers.byteswap()
-    return b64encode(numbers.tobytes()).decode()

@@ -1,6 +1,10 @@
 """What an answer must hold to be one: JSON in, checked rows out. Whatever else raises UnreadableAnswer."""
 
 import math
+import sys
+from array import array
+from base64 import b64encode
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic_core import from_json
@@ -48,12 +52,22 @@ def vectors(data: Any, count: int, size: int | None) -> list[Payload]:
 def ranks(results: Any, count: int) -> list[Payload]:
     """Rows with an `index` below `count`, none twice, and a finite `relevance_score`."""
     rows = objects(results)
-    indexes = {row.get("index") for row in rows}
-    if len(indexes) != len(rows) or not all(_is_index(index, count) for index in indexes):
+    indexes = [row.get("index") for row in rows]
+    if not all(_is_index(index, count) for index in indexes) or len(set(indexes)) != len(rows):
         raise UnreadableAnswer
     if not _are_finite([row.get("relevance_score") for row in rows]):
         raise UnreadableAnswer
     return rows
+
+
+def packed(vector: list[float]) -> str:
+    """The base64 of a vector as little-endian 32-bit floats; not of numbers that are too large for those."""
+    numbers = array("f", vector)
+    if not _are_finite(numbers):
+        raise UnreadableAnswer
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return b64encode(numbers.tobytes()).decode()
 
 
 def text(raw: bytes) -> str:
@@ -83,7 +97,7 @@ def _is_index(value: Any, count: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < count
 
 
-def _are_finite(numbers: list[Any]) -> bool:
+def _are_finite(numbers: Sequence[Any]) -> bool:
     """Whether all are finite numbers; one sum tells, and costs little for a million of them."""
     try:
         return math.isfinite(sum(numbers)) or all(map(math.isfinite, numbers))

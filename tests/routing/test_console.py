@@ -1,7 +1,10 @@
 """The console's pages of providers: the upstream is asked about its model there, too."""
 
+import time
+
 import pytest
 
+from routing import circuit
 from routing.models import Provider
 from tests.flows.test_changes_in_force import Console
 from tests.management.conftest import model_list
@@ -53,3 +56,27 @@ def test_a_key_that_no_header_carries_is_refused(console, router):
     with pytest.raises(AssertionError, match="signs of ASCII"):
         console.send(path, "provider_form", new_key="é")
     assert Provider.objects.get().key == "upstream-secret"
+
+
+def test_the_list_of_providers_tells_their_circuits_and_calls_in_flight(console, router, redis_client):
+    provider = router.providers.get()
+    for _ in range(circuit.FAILURES_TO_OPEN):
+        redis_client.eval(*circuit.failed(provider.id)[1:])
+    redis_client.zadd(f"opengate:inflight:{provider.id}", {"somebody": time.time() + 30})
+    page = console.page("/admin/routing/provider/")
+    assert "open, tried again in 5 s" in page
+    assert '<td class="field-inflight">1</td>' in page
+    assert "open, tried again in" in console.page(f"/admin/routing/provider/{provider.id}/change/")
+
+
+def test_a_circuit_may_be_closed_by_hand(console, router, redis_client):
+    provider = router.providers.get()
+    redis_client.eval(*circuit.failed(provider.id)[1:])
+    console.send("/admin/routing/provider/", "changelist-form", action="close_circuits", _selected_action=provider.id)
+    assert redis_client.exists(circuit.key(provider.id)) == 0
+
+
+def test_a_provider_may_be_added_though_nothing_is_known_of_it(console):
+    page = console.page("/admin/routing/provider/add/")
+    assert "cost_prompt_tokens" in page
+    assert "unknown" in page

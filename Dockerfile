@@ -10,6 +10,9 @@ RUN /venv/bin/pip install --no-deps --require-hashes -r requirements.txt \
 
 FROM python:3.12-slim-bookworm
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+# Scans without a model; other languages: tesseract-ocr-deu and so on.
+RUN apt-get update && apt-get install -y --no-install-recommends tesseract-ocr tesseract-ocr-fra \
+    && rm -rf /var/lib/apt/lists/*
 RUN useradd --system --uid 10001 --no-create-home opengate
 COPY --from=build /venv /venv
 WORKDIR /app

@@ -2,8 +2,11 @@
 
 import re
 from base64 import b64decode
-from collections.abc import Mapping
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from io import BytesIO
+from pathlib import Path as FilePath
+from typing import Annotated, Any, BinaryIO
 
 from django.conf import settings
 from django.core.files.uploadedfile import TemporaryUploadedFile
@@ -242,13 +245,11 @@ def _check_file(file: DjangoFile) -> None:
         raise InvalidBody([_fault("file", "The file is empty.")])
 
 
-def _opener(file: DjangoFile) -> Any:
-    """A handle for each provider that is tried: what was sent closes the one it had. Small files lie in memory."""
+def _opener(file: DjangoFile) -> Callable[[], BinaryIO]:
+    """A handle for each provider that is tried: who sends a file closes it. Small files lie in memory."""
     if isinstance(file, TemporaryUploadedFile):
-        path = file.temporary_file_path()
-        return lambda: open(path, "rb")
-    content = file.read()
-    return lambda: content
+        return partial(FilePath(file.temporary_file_path()).open, "rb")
+    return partial(BytesIO, file.read())
 
 
 def _others(request: HttpRequest) -> dict[str, list[str]]:

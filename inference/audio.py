@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from io import BufferedIOBase
-from typing import Final
+from typing import BinaryIO, Final
 
 TEXT_FORMATS: Final = frozenset({"text", "srt", "vtt"})  # the answer is no JSON
 PLAIN_FORMATS: Final = frozenset({"", "json", "text"})  # of the words alone, without times
@@ -11,12 +10,12 @@ PLAIN_FORMATS: Final = frozenset({"", "json", "text"})  # of the words alone, wi
 
 @dataclass(frozen=True, slots=True)
 class Transcription:
-    """`open` answers a new handle on the file, or its bytes where it is small; empty fields were not given.
+    """`open` answers a new handle on the file, which whoever reads it closes; empty fields were not given.
 
     Without a format JSON is meant; `language` is a code. `others` are fields that the gateway does not know.
     """
 
-    open: Callable[[], BufferedIOBase | bytes]
+    open: Callable[[], BinaryIO]
     filename: str
     content_type: str
     response_format: str = ""
@@ -37,10 +36,7 @@ class Transcription:
 
     def read(self) -> bytes:
         """The whole file, for dialects that send it inside of JSON."""
-        source = self.open()
-        if isinstance(source, bytes):
-            return source
-        with source:
+        with self.open() as source:
             return source.read()
 
 

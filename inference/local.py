@@ -52,7 +52,7 @@ async def _read(document: bytes, options: Mapping[str, Any]) -> Sequence[dict[st
     )
     try:
         async with asyncio.timeout(seconds + _GRACE_SECONDS):
-            output, _ = await process.communicate(document)
+            output = await _exchange(process, document)
     except TimeoutError:
         raise DocumentRefused(f"Reading the document takes more than {seconds} seconds.") from None
     finally:
@@ -67,6 +67,31 @@ async def _read(document: bytes, options: Mapping[str, Any]) -> Sequence[dict[st
         raise DocumentRefused(answer["refused"])
     found: Sequence[dict[str, Any]] = answer["pages"]
     return found
+
+
+async def _exchange(process: asyncio.subprocess.Process, document: bytes) -> bytes:
+    """Send the document and read the answer, which has a bound, too."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    sending = asyncio.ensure_future(_send(process.stdin, document))
+    parts, length = [], 0
+    try:
+        while chunk := await process.stdout.read(64 * 1024):
+            length += len(chunk)
+            if length > settings.UPSTREAM_MAX_RESPONSE_BYTES:
+                raise DocumentRefused("The document has too much in it.")
+            parts.append(chunk)
+    finally:
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+    return b"".join(parts)
+
+
+async def _send(stdin: asyncio.StreamWriter, document: bytes) -> None:
+    with suppress(ConnectionError):  # it has read enough
+        stdin.write(document)
+        await stdin.drain()
+        stdin.close()
 
 
 @dataclass(slots=True)

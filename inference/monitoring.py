@@ -6,7 +6,7 @@ from django.http import HttpRequest, HttpResponse
 from ninja import Router as Routes
 from ninja import Schema
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import GaugeMetricFamily, Metric, StateSetMetricFamily
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_1_0_0, generate_latest
 from prometheus_client.registry import Collector
 from pydantic import Field
@@ -83,7 +83,9 @@ class _Gauges(Collector):
     def collect(self) -> Iterator[Metric]:
         labels = ["router", "provider"]
         inflight = GaugeMetricFamily("ogl_provider_inflight_requests", "Calls in flight.", labels=labels)
-        circuits = StateSetMetricFamily("ogl_provider_circuit", "State of the circuit breaker.", labels=labels)
+        circuits = GaugeMetricFamily(
+            "ogl_provider_circuit", "1 for the state that the circuit breaker is in.", labels=[*labels, "state"]
+        )
         waiting = GaugeMetricFamily("ogl_router_waiting_requests", "Calls that wait for a place.", labels=["router"])
         for router in self.routers:
             if router.id in self.waiting:
@@ -93,5 +95,6 @@ class _Gauges(Collector):
                 if now is not None:
                     values = [router.name, str(provider.id)]
                     inflight.add_metric(values, now.inflight)
-                    circuits.add_metric(values, {state.value: state == now.circuit.state for state in State})
+                    for state in State:
+                        circuits.add_metric([*values, state.value], state == now.circuit.state)
         yield from (inflight, circuits, waiting)

@@ -38,7 +38,7 @@ redis.call('EXPIRE', KEYS[1], ARGV[4])
 
 class State(StrEnum):
     CLOSED = "closed"
-    HALF_OPEN = "half open"
+    HALF_OPEN = "half_open"
     OPEN = "open"
 
 

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 LEASE_SECONDS = 30
 HEARTBEAT_SECONDS = 10
 TICK_SECONDS = 0.01
+ASKED_A_SECOND = 20_000  # waiting calls that one process asks for; a long line is asked for less often
 PATIENCE_SECONDS = 2  # a waiting call of which nothing is heard for so long has left the line
 UNLIMITED: Final = -1
 
@@ -101,7 +102,7 @@ if number > 1 or redis.call('EXISTS', line) == 1 then
     redis.call('ZREM', line, id)
     redis.call('ZREM', heard, id)
   end
-  order = redis.call('ZRANGE', line, 0, 9999)
+  order = places > 0 and redis.call('ZRANGE', line, 0, 999) or {}
 end
 for _, id in ipairs(order) do
   if places <= 0 then break end
@@ -321,6 +322,7 @@ class _Line:
             with suppress(TimeoutError):
                 async with asyncio.timeout(TICK_SECONDS):
                     await self.freed.wait()
+            await asyncio.sleep(len(self.waiting) / ASKED_A_SECOND)
             self.freed.clear()
             calls = [call for call in self.waiting.values() if not call.place.done()]
             if calls:

@@ -118,10 +118,11 @@ class Upstream:
         self._routes.clear()
 
     def route(self, path: str, body: Any, **how: Any) -> None:
-        """Always answer this JSON `body` at the path, or what it makes of the request when it is a function."""
+        """Always answer this JSON `body` at the path; a function makes it, or a Reply, of the request."""
 
         def reply(request: Received) -> Reply:
-            return Reply([json.dumps(body(request) if callable(body) else body).encode()], **how)
+            made = body(request) if callable(body) else body
+            return made if isinstance(made, Reply) else Reply([json.dumps(made).encode()], **how)
 
         self._routes[path] = reply
 

@@ -110,6 +110,7 @@ def test_metrics_tell_circuits_calls_in_flight_and_the_line(as_watcher, router, 
     labels = f'provider="{provider.id}",router="model"'
     assert f"ogl_provider_inflight_requests{{{labels}}} 2.0" in lines
     assert 'ogl_router_waiting_requests{router="model"} 1.0' in lines
-    states = {line for line in lines if line.startswith("ogl_provider_circuit{")}
-    assert {line.split(" ")[-1] for line in states if 'ogl_provider_circuit="open"' in line} == {"1.0"}
-    assert {line.split(" ")[-1] for line in states if 'ogl_provider_circuit="closed"' in line} == {"0.0"}
+    states = {state: f'ogl_provider_circuit{{{labels},state="{state}"}}' for state in ("closed", "half_open", "open")}
+    assert f"{states['open']} 1.0" in lines
+    assert f"{states['closed']} 0.0" in lines
+    assert f"{states['half_open']} 0.0" in lines

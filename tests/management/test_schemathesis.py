@@ -17,6 +17,7 @@ from routing.models import Provider, Router
 from tests.conftest import PASSWORD
 from tests.management.conftest import MODEL, model_list
 from tests.server import ROOT
+from tests.upstream import Reply
 from usage.models import Limit
 
 EXAMPLES = os.environ.get("OPENGATE_FUZZ_EXAMPLES", "10")
@@ -30,10 +31,12 @@ OTHERS: dict[str, tuple[str, str, Any]] = {
 FAR = 900_000_000_000  # ids that no case guesses: what deletes this user ends the run
 
 
-def embedded(body: dict[str, Any]) -> dict[str, Any]:
+def embedded(body: dict[str, Any]) -> dict[str, Any] | Reply:
     given = body["input"]
+    if body.get("dimensions", 3) > 1000:
+        return Reply([b'{"message": "Too many dimensions."}'], status=422)
     count = len(given) if isinstance(given, list) and not isinstance(given[0], int) else 1
-    vector = [0.5] * min(body.get("dimensions", 3), 10_000)
+    vector = [0.5] * body.get("dimensions", 3)
     return {"data": [{"object": "embedding", "index": index, "embedding": vector} for index in range(count)]}
 
 

@@ -101,7 +101,7 @@ async def create_transcription(
     asked = Transcription(
         open=_opener(file),
         filename=file.name or "audio",
-        content_type=file.content_type or "application/octet-stream",
+        content_type=_content_type(file),
         response_format=given.get("response_format", ""),
         language=LANGUAGES.get(fields.language, ""),
         prompt=fields.prompt,
@@ -248,14 +248,25 @@ def _check_file(file: DjangoFile) -> None:
 def _opener(file: DjangoFile) -> Callable[[], BinaryIO]:
     """A handle for each provider that is tried: who sends a file closes it. Small files lie in memory."""
     if isinstance(file, TemporaryUploadedFile):
-        return partial(FilePath(file.temporary_file_path()).open, "rb")
+        path = FilePath(file.temporary_file_path())
+        return lambda: path.open("rb")
     return partial(BytesIO, file.read())
 
 
+def _content_type(file: DjangoFile) -> str:
+    """What the caller says the file is, where that can stand in a header."""
+    given = file.content_type or ""
+    return given if re.fullmatch(r"[\w.+-]{1,100}/[\w.+-]{1,100}", given, re.ASCII) else "application/octet-stream"
+
+
 def _others(request: HttpRequest) -> dict[str, list[str]]:
-    """Fields of the form that the gateway does not know."""
-    known = {*TranscriptionForm.model_fields, "stream"}
-    return {name: [str(v) for v in values] for name, values in request.POST.lists() if name not in known}
+    """Fields of the form that the gateway does not know, as long as their names are plain."""
+    known = {*TranscriptionForm.model_fields, "stream", "file"}
+    return {
+        name: [str(value) for value in values]
+        for name, values in request.POST.lists()
+        if name not in known and re.fullmatch(r"[\w.\[\]-]{1,100}", name, re.ASCII)
+    }
 
 
 def _of_data_url(url: str) -> bytes:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
 from weakref import WeakKeyDictionary
@@ -62,7 +62,16 @@ def _whole(statuses: Sequence[Status], waiting: int) -> Status:
 
 
 async def _answers(provider: Provider) -> bool:
-    """Whether the upstream lists the model; as it was found lately, or asked now."""
+    """Whether the upstream lists the model; as it was found lately, or asked now, by one for all."""
+    desk = _desks.setdefault(asyncio.get_running_loop(), _Desk())
+    asking = desk.asking.get(provider.id)
+    if asking is None:
+        asking = desk.asking[provider.id] = asyncio.ensure_future(_found(provider, desk.gate))
+        asking.add_done_callback(lambda _: desk.asking.pop(provider.id, None))
+    return await asyncio.shield(asking)  # who leaves does not take the answer from the others
+
+
+async def _found(provider: Provider, gate: asyncio.Semaphore) -> bool:
     key = f"opengate:probe:{provider.id}"
     try:
         known = await opengate_redis.ask("GET", key)
@@ -70,7 +79,8 @@ async def _answers(provider: Provider) -> bool:
         known = None
     if known is not None:
         return bool(int(known))
-    answers = await _probe(provider)
+    async with gate:
+        answers = await _probe(provider)
     try:
         await opengate_redis.ask("SET", key, int(answers), "EX", KEEP_SECONDS)
     except RedisAway:
@@ -78,14 +88,20 @@ async def _answers(provider: Provider) -> bool:
     return answers
 
 
-_gates: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
-
-
 async def _probe(provider: Provider) -> bool:
-    gate = _gates.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(AT_ONCE))
     try:
-        async with gate:
-            await upstream.client(replace(provider, timeout=min(provider.timeout, PROBE_SECONDS))).describe()
+        await upstream.client(replace(provider, timeout=min(provider.timeout, PROBE_SECONDS))).describe()
     except UpstreamTrouble:
         return False
     return True
+
+
+@dataclass(slots=True)
+class _Desk:
+    """What one event loop asks upstreams, a few at a time."""
+
+    gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
+    asking: dict[int, asyncio.Task[bool]] = field(default_factory=dict)
+
+
+_desks: WeakKeyDictionary[asyncio.AbstractEventLoop, _Desk] = WeakKeyDictionary()

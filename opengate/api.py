@@ -3,10 +3,12 @@
 import logging
 from typing import Any
 
+from asgiref.sync import iscoroutinefunction
 from django.core.exceptions import SuspiciousOperation
 from django.db import InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.http.multipartparser import MultiPartParserError
+from django.utils.decorators import sync_and_async_middleware
 from django.views import View
 from drf_spectacular.generators import SchemaGenerator
 from ninja import NinjaAPI
@@ -115,6 +117,25 @@ def _api(name: str, routes: Routes) -> NinjaAPI:
 
 calls = _api("calls", inference_routes)  # under /v1/
 monitoring = _api("monitoring", monitoring_routes)
+
+
+@sync_and_async_middleware
+def refuse_methods(get_response: Any) -> Any:
+    """Middleware: Ninja's answer to a method that a path does not have, in the shape of all other refusals."""
+
+    def shaped(response: HttpResponse) -> HttpResponse:
+        if response.status_code == 405 and "json" not in response.headers.get("Content-Type", ""):
+            allow = {"Allow": response.headers["Allow"]} if "Allow" in response.headers else {}
+            return error_response(APIError("Method Not Allowed", status=405, headers=allow))
+        return response
+
+    if iscoroutinefunction(get_response):
+
+        async def answer(request: HttpRequest) -> HttpResponse:
+            return shaped(await get_response(request))
+
+        return answer
+    return lambda request: shaped(get_response(request))
 
 
 def drf_exception_handler(error: Exception, context: dict[str, Any]) -> Response | None:

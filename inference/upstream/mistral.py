@@ -38,10 +38,14 @@ class Mistral(OpenAI):
         if request.temperature is not None:
             payload["temperature"] = request.temperature
         answer = await self.chat(payload)
-        try:
-            said = answer["choices"][0]["message"]["content"]
-        except (IndexError, KeyError, TypeError):
-            said = None
-        if not isinstance(said, str):
-            raise UnreadableAnswer
-        return {name: answer[name] for name in ("id", "usage") if name in answer} | {"text": said.strip()}
+        return {name: answer[name] for name in ("id", "usage") if name in answer} | {"text": _said(answer)}
+
+
+def _said(answer: dict[str, Any]) -> str:
+    """The text of a chat's first choice, which may come in parts."""
+    try:
+        content = answer["choices"][0]["message"]["content"]
+        parts = [part["text"] for part in content if part["type"] == "text"] if isinstance(content, list) else [content]
+        return "".join(parts).strip()
+    except (IndexError, KeyError, TypeError):
+        raise UnreadableAnswer from None

@@ -87,9 +87,12 @@ def test_limits_hold_at_every_endpoint(as_ada, model, path, type, upstream):
     Limit.objects.filter(type=type).update(value=1)
     upstream.reply(ANSWERS[path])
     upstream.reply(ANSWERS[path])
-    statuses = [ask(as_ada, path).status_code for _ in range(2)]
+    first, second = ask(as_ada, path), ask(as_ada, path)
     has_tokens = path in ("/v1/embeddings", "/v1/rerank")
-    assert statuses == ([200, 429] if type == "rpm" or has_tokens else [200, 200])
+    assert (first.status_code, second.status_code) == (200, 429 if type == "rpm" or has_tokens else 200)
+    kind = "requests" if type == "rpm" else "tokens"
+    assert first.headers[f"x-ratelimit-limit-{kind}"] == "1"
+    assert ("retry-after" in second.headers) == (second.status_code == 429)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -311,6 +314,39 @@ def test_a_file_name_is_no_path_and_breaks_no_form(as_ada, model, upstream):
     assert as_ada.post("/v1/audio/transcriptions", data={"model": "model"}, files=files).status_code == 200
     assert b"\r\nX-Evil" not in upstream.received[0].body
     assert b"../" not in upstream.received[0].body
+
+
+@pytest.mark.parametrize(("sent", "kept"), [("audio/x-wav", True), ("garbage\x01 here", False), ("x", False)])
+def test_what_a_file_says_it_is_goes_on_only_where_a_header_can_hold_it(as_ada, model, upstream, sent, kept):
+    model("/v1/audio/transcriptions")
+    upstream.reply({"text": "Hello."})
+    head = f'--b\r\nContent-Disposition: form-data; name="file"; filename="été.wav"\r\nContent-Type: {sent}\r\n\r\nRIFF'
+    body = f'{head}\r\n--b\r\nContent-Disposition: form-data; name="model"\r\n\r\nmodel\r\n--b--\r\n'
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    response = as_ada.post("/v1/audio/transcriptions", content=body.encode(), headers=headers)
+    assert response.status_code == 200, response.text
+    assert (f"Content-Type: {sent}".encode() in upstream.received[0].body) == kept
+    assert kept or b"Content-Type: application/octet-stream" in upstream.received[0].body
+
+
+@pytest.mark.parametrize("name", ['x"', "x\r\nX-Evil: 1", "é", "file", "x" * 200])
+def test_fields_with_odd_names_stay_here(as_ada, model, upstream, name):
+    model("/v1/audio/transcriptions")
+    upstream.reply({"text": "Hello."})
+    parts = {"model": "model", name: "odd"}
+    body = "".join(f'--b\r\nContent-Disposition: form-data; name="{n}"\r\n\r\n{v}\r\n' for n, v in parts.items())
+    body += '--b\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\nRIFF\r\n--b--\r\n'
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    response = as_ada.post("/v1/audio/transcriptions", content=body.encode(), headers=headers)
+    assert response.status_code == 200, response.text
+    assert b"odd" not in upstream.received[0].body
+
+
+@pytest.mark.parametrize("path", [*PATHS, "/v1/parse-beta", "/v1/models"])
+def test_another_method_gets_405_in_the_shape_of_all_refusals(as_ada, path):
+    response = as_ada.delete(path)
+    assert (response.status_code, response.json()["detail"]) == (405, "Method Not Allowed")
+    assert response.headers["allow"] == ("GET" if path == "/v1/models" else "POST")
 
 
 # Providers

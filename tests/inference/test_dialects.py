@@ -462,6 +462,15 @@ def test_a_streamed_chat_in_each_dialect(as_ada, serve, upstream, dialect):
     assert upstream.received[0].json == expected | own
 
 
+def test_speech_may_come_back_in_parts(as_ada, serve, upstream):
+    serve("mistral", "automatic-speech-recognition")
+    reference = {"type": "reference", "reference_ids": [1]}
+    parts = [{"type": "text", "text": "Bon"}, reference, {"type": "text", "text": "jour."}]
+    upstream.reply({"choices": [{"message": {"content": parts}}]})
+    response = as_ada.post("/v1/audio/transcriptions", data={"model": "model"}, files={"file": SPEECH})
+    assert response.json()["text"] == "Bonjour."
+
+
 @pytest.mark.parametrize("response_format", ["verbose_json", "srt", "vtt"])
 def test_a_dialect_without_times_says_so(as_ada, serve, upstream, response_format):
     serve("mistral", "automatic-speech-recognition")

@@ -8,6 +8,7 @@ import pytest
 from accounts.models import Permission
 from routing import circuit
 from routing.models import Provider, Router
+from tests.flows.load import Callers
 from usage.models import Limit
 
 
@@ -68,6 +69,16 @@ def test_an_upstream_is_asked_once_in_a_while_whoever_wants_to_know(as_ada, twin
     for _ in range(5):
         health(as_ada)
     assert sorted(request.path for request in upstream.received) == ["/other/v1/models", "/v1/models"]
+
+
+def test_many_who_ask_at_once_are_one_to_the_upstream(gateway, router, upstream, ada, key_of):
+    upstream.route("/v1/models", models_with("upstream-name"), wait=0.2)
+    key = key_of(ada)
+    callers = Callers(
+        [gateway], [key] * 10, lambda client, number: health(client), lambda callers: len(callers.answers) >= 10
+    )
+    assert {answer["model"] for answer in callers.join()} == {"green"}
+    assert len(upstream.received) == 1
 
 
 def test_each_caller_sees_the_models_it_may_use(as_ada, as_eve, twins, eve, upstream):

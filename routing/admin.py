@@ -12,10 +12,8 @@ from django.contrib.admin.views.main import ChangeList
 from django.db import transaction
 from django.db.models import Count, QuerySet
 from django.http import HttpRequest
-from redis.exceptions import RedisError
 
 from inference import discovery
-from opengate import redis as opengate_redis
 from opengate.encryption import mask
 from opengate.errors import APIError
 from opengate.redis import RedisAway
@@ -221,17 +219,8 @@ class ProviderAdmin(admin.ModelAdmin):
 
     @admin.action(description="Close circuits: try these providers again now", permissions=["change"])
     def close_circuits(self, request: HttpRequest, queryset: QuerySet[Provider]) -> None:
-        try:
-            with opengate_redis.sync_client() as client:
-                client.delete(*(circuit.key(provider.pk) for provider in queryset))
-        except RedisError:
-            messages.error(request, "Redis is away: the circuits stay as they are.")
-
-    def save_model(self, request: HttpRequest, obj: Provider, form: Any, change: bool) -> None:
-        if not change:
-            obj.user = request.user  # type: ignore[assignment]
-        super().save_model(request, obj, form, change)
-        ask_upstream(request, obj)
+        for provider in queryset:
+            circuit.forget(provider.pk)
 
 
 def _load(provider: Any) -> Load | None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from redis.exceptions import RedisError
+
 from opengate import redis as opengate_redis
 from opengate.redis import Command
 
@@ -64,6 +66,15 @@ def failed(provider_id: int) -> Command:
 def answered(provider_id: int) -> Command:
     """The command that closes the circuit."""
     return ("DEL", key(provider_id))
+
+
+def forget(provider_id: int) -> None:
+    """Close it, for sync code off the hot path: the provider was changed. With Redis away there is nothing to close."""
+    try:
+        with opengate_redis.sync_client() as client:
+            client.delete(key(provider_id))
+    except RedisError:
+        pass
 
 
 def query(provider_id: int) -> Command:

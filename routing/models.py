@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from decimal import Decimal
+from functools import partial
 from typing import Any, ClassVar, Self
 
 from django.conf import settings
@@ -13,6 +14,7 @@ from django.db.models.functions import Coalesce
 
 from opengate.encryption import EncryptedTextField
 from opengate.errors import APIError
+from routing import circuit
 from routing.errors import (
     AliasesExist,
     InconsistentMaxContextLength,
@@ -315,8 +317,10 @@ class Provider(models.Model):
         return url if not url or url.endswith("/") else f"{url}/"
 
     def save(self, *args: Any, **kwargs: Any) -> None:
+        """Save it; outages of the past say nothing about what it is now."""
         self.url = self.completed_url()
         super().save(*args, **kwargs)
+        transaction.on_commit(partial(circuit.forget, self.pk))
 
 
 def check_url(url: str) -> None:

@@ -166,6 +166,16 @@ def test_with_the_only_circuit_open_the_answer_is_503_at_once(as_ada, router, ch
     assert record.total_tokens == 0
 
 
+def test_a_provider_that_was_changed_is_tried_at_once(as_ada, router, chat, redis_client):
+    provider = router.providers.get()
+    for _ in range(circuit.FAILURES_TO_OPEN):
+        redis_client.eval(*circuit.failed(provider.id)[1:])
+    assert chat(as_ada).status_code == 503
+    provider.timeout = 6
+    provider.save()
+    assert chat(as_ada).status_code == 200
+
+
 @pytest.mark.parametrize("status", [400, 403, 429, 500])
 def test_statuses_that_a_request_may_bring_about_open_no_circuit(as_ada, router, chat, upstream, status):
     for _ in range(circuit.FAILURES_TO_OPEN + 1):

@@ -182,17 +182,7 @@ class RouterAdmin(admin.ModelAdmin):
 @admin.register(Provider)
 class ProviderAdmin(admin.ModelAdmin):
     form = ProviderForm
-    list_display = (
-        "model_name",
-        "router",
-        "type",
-        "url",
-        "model_hosting_zone",
-        "qos",
-        "inflight",
-        "circuit",
-        "updated",
-    )
+    list_display = ("model_name", "router", "type", "circuit", "inflight", "qos", "url", "model_hosting_zone")
     list_filter = ("type", "router")
     list_select_related = ("router",)
     search_fields = ("model_name", "url", "router__name")
@@ -221,6 +211,12 @@ class ProviderAdmin(admin.ModelAdmin):
     def close_circuits(self, request: HttpRequest, queryset: QuerySet[Provider]) -> None:
         for provider in queryset:
             circuit.forget(provider.pk)
+
+    def save_model(self, request: HttpRequest, obj: Provider, form: Any, change: bool) -> None:
+        if not change:
+            obj.user = request.user  # type: ignore[assignment]
+        super().save_model(request, obj, form, change)
+        ask_upstream(request, obj)
 
 
 def _load(provider: Any) -> Load | None:

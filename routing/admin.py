@@ -211,6 +211,7 @@ class ProviderAdmin(admin.ModelAdmin):
     def close_circuits(self, request: HttpRequest, queryset: QuerySet[Provider]) -> None:
         for provider in queryset:
             circuit.forget(provider.pk)
+        messages.success(request, "Their circuits are closed: the next calls try them.")
 
     def save_model(self, request: HttpRequest, obj: Provider, form: Any, change: bool) -> None:
         if not change:

@@ -101,7 +101,12 @@ class Router(models.Model):
     )
     type = models.CharField(max_length=64, choices=ModelType.choices)
     load_balancing_strategy = models.CharField(
-        max_length=32, choices=LoadBalancingStrategy.choices, default=LoadBalancingStrategy.SHUFFLE
+        max_length=32,
+        choices=LoadBalancingStrategy.choices,
+        default=LoadBalancingStrategy.SHUFFLE,
+        help_text="Which provider is tried first: any (shuffle), the lowest 95th percentile of the time to first token "
+        "(least_busy), the quicker of two (lowest_latency), the least upstream cost (cheapest), the fewest grams of CO2eq "
+        "a token (lowest_carbon).",
     )
     cost_prompt_tokens = models.DecimalField(
         max_digits=18,

@@ -72,7 +72,8 @@ def test_the_list_of_providers_tells_their_circuits_and_calls_in_flight(console,
 def test_a_circuit_may_be_closed_by_hand(console, router, redis_client):
     provider = router.providers.get()
     redis_client.eval(*circuit.failed(provider.id)[1:])
-    console.send("/admin/routing/provider/", "changelist-form", action="close_circuits", _selected_action=provider.id)
+    fields = {"action": "close_circuits", "_selected_action": provider.id}
+    assert "Their circuits are closed" in console.send("/admin/routing/provider/", "changelist-form", **fields)
     assert redis_client.exists(circuit.key(provider.id)) == 0
 
 

@@ -105,8 +105,8 @@ class Router(models.Model):
         choices=LoadBalancingStrategy.choices,
         default=LoadBalancingStrategy.SHUFFLE,
         help_text="Which provider is tried first: any (shuffle), the lowest 95th percentile of the time to first token "
-        "(least_busy), the quicker of two (lowest_latency), the least upstream cost (cheapest), the fewest grams of CO2eq "
-        "a token (lowest_carbon).",
+        "(least_busy), the quicker of two (lowest_latency), the least upstream cost (cheapest), the fewest grams of "
+        "CO2eq a token (lowest_carbon).",
     )
     cost_prompt_tokens = models.DecimalField(
         max_digits=18,

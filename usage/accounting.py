@@ -78,7 +78,6 @@ class Call:
         self.answering = False  # a status 200 is on its way to the caller
         self.tokens = Tokens()
         self.settled = False
-        self.outcome: Outcome | None = None
         self._footprint: carbon.Footprint | None = None
 
     # admission
@@ -214,13 +213,12 @@ class Call:
         """Once: the record is written or spooled, limits get the real token counts, the provider's place is free."""
         if self.settled or self.admission is None:
             return
-        self.outcome = outcome
         record = self._record(status, outcome)
         try:
             if self.principal.has_budget and Decimal(record["cost"]) and await self._charged(record):
-                await self._leave()
+                await self._leave(outcome)
             else:
-                await spool.send(record, *self._let_go())
+                await spool.send(record, *self._let_go(outcome))
         finally:
             if self.lease is not None:
                 self.lease.forget()
@@ -236,21 +234,21 @@ class Call:
             pass  # a settlement broken off by the caller's leaving had stored it after all
         return True
 
-    async def _leave(self) -> None:
+    async def _leave(self, outcome: Outcome) -> None:
         try:
-            await opengate_redis.trip(*self._let_go())
+            await opengate_redis.trip(*self._let_go(outcome))
         except RedisAway:
             pass  # the lease expires, and so do the counters
 
-    def _let_go(self) -> Iterator[Command]:
+    def _let_go(self, outcome: Outcome) -> Iterator[Command]:
         if self.lease is not None:
-            yield from self.lease.end(self._sample(self.lease))
+            yield from self.lease.end(self._sample(self.lease) if outcome == Outcome.FINISHED else None)
         if self.admission is not None:
             yield from self.admission.corrected(self.tokens.prompt)
 
     def _sample(self, lease: Lease) -> Sample | None:
         """How quick the provider was, where somebody looks at it."""
-        if self.outcome != Outcome.FINISHED or self.router is None or not balancing.is_measured(self.router):
+        if self.router is None or not balancing.is_measured(self.router):
             return None
         elapsed_ms = lease.elapsed_ms()
         speed = self.tokens.completion / max(elapsed_ms, 1) * 1000

@@ -1,6 +1,7 @@
 """The console's pages of people and keys."""
 
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 from django import forms
@@ -8,7 +9,7 @@ from django.contrib import admin, messages
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
 from django.contrib.auth.forms import AdminPasswordChangeForm, AdminUserCreationForm
 from django.contrib.auth.models import Group
-from django.db.models import Count, QuerySet
+from django.db.models import Count, F, QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.html import format_html
@@ -17,7 +18,7 @@ from accounts import keys
 from accounts.errors import KeyLivesTooLong
 from accounts.models import Key, Organization, Permission, Role, User
 from routing.models import Router
-from usage.admin import LimitInline
+from usage.admin import AccountInline, LimitInline
 from usage.models import Limit
 
 admin.site.unregister(Group)  # rights come from the role
@@ -96,9 +97,9 @@ class KeyInline(admin.TabularInline):
 class UserAdmin(DjangoUserAdmin):
     add_form = UserCreationForm
     change_password_form = AdminPasswordChangeForm
-    list_display = ("email", "name", "role", "organization", "budget", "expires", "priority")
+    list_display = ("email", "name", "role", "organization", "budget", "reserved", "expires", "priority")
     list_filter = ("role", "organization")
-    list_select_related = ("role", "organization")
+    list_select_related = ("role", "organization", "account")
     search_fields = ("email", "name")
     ordering = ("email",)
     autocomplete_fields = ("role", "organization")
@@ -106,18 +107,28 @@ class UserAdmin(DjangoUserAdmin):
     readonly_fields = ("last_login", "created", "updated")
     fieldsets = (
         (None, {"fields": ("email", "password", "name")}),
-        ("May use", {"fields": ("role", "organization", "budget", "priority", "expires")}),
+        ("May use", {"fields": ("role", "organization", "priority", "expires")}),
         ("Identity provider", {"fields": ("sub", "iss"), "classes": ("collapse",)}),
         ("Dates", {"fields": ("last_login", "created", "updated")}),
     )
     add_fieldsets = (
         (None, {"fields": ("email", "name", "usable_password", "password1", "password2")}),
-        ("May use", {"fields": ("role", "organization", "budget", "priority", "expires")}),
+        ("May use", {"fields": ("role", "organization", "priority", "expires")}),
     )
-    inlines = (KeyInline,)
+    inlines = (AccountInline, KeyInline)
 
     def get_inlines(self, request: HttpRequest, obj: Any) -> Any:
-        return self.inlines if obj else ()
+        return self.inlines if obj else (AccountInline,)
+
+    @admin.display(description="left to spend", ordering=F("account__granted") - F("account__spent"))
+    def budget(self, user: User) -> Decimal | None:
+        account = getattr(user, "account", None)
+        return account.budget if account else None
+
+    @admin.display(ordering="account__reserved")
+    def reserved(self, user: User) -> Decimal | None:
+        account = getattr(user, "account", None)
+        return account.reserved if account else None
 
 
 class KeyForm(forms.ModelForm):

@@ -40,7 +40,8 @@ from opengate.errors import APIError
 from opengate.rows import RowView, listing, operation
 from routing.errors import RouterNotFound
 from routing.models import Provider, Router
-from usage.models import Limit
+from usage import budgets
+from usage.models import Account, Limit
 
 RESERVED_EMAIL = "master"
 SHOWN_OWNED = 10  # names in the refusal to delete their owner
@@ -260,13 +261,17 @@ class Users(RowView):
         hashed = make_password(body["password"])  # takes a while: not while a connection is held
 
         def create() -> User:
-            fields = {
-                "email": _email(body["email"]),
-                "password": hashed,
-                "role": _found(Role.objects.all(), body["role"], RoleNotFound),
-                "organization": _organization(body["organization"]),
-            }
-            return User.objects.create(**body | fields)
+            user: User = User.objects.create(
+                email=_email(body["email"]),
+                name=body["name"],
+                password=hashed,
+                role=_found(Role.objects.all(), body["role"], RoleNotFound),
+                organization=_organization(body["organization"]),
+                expires=body["expires"],
+                priority=body["priority"],
+            )
+            Account.objects.set_budget(user, body["budget"])
+            return user
 
         return commit(create, taken=UserExists)
 
@@ -281,7 +286,7 @@ class Users(RowView):
     )
     def get(self, request: Request, query: dict[str, Any]) -> QuerySet[User]:
         names = [name for name in ("role", "organization", "email") if name in query]
-        rows = User.objects.filter(**{name: query[name] for name in names})
+        rows = User.objects.select_related("account").filter(**{name: query[name] for name in names})
         if "email" in query and not rows.exists():
             raise UserNotFound
         return rows
@@ -303,7 +308,7 @@ class OneUser(RowView):
         examples={"response": USER | DATES | {"priority": 0}},
     )
     def get(self, request: Request, user: int) -> User:
-        found: User = _found(User.objects.all(), user, UserNotFound)
+        found: User = _found(User.objects.select_related("account"), user, UserNotFound)
         return found
 
     @operation(
@@ -331,9 +336,9 @@ class OneUser(RowView):
             if body.get("priority") is not None:
                 row.priority = body["priority"]
             row.organization = _organization(body["organization"])
-            row.budget = body["budget"]
             row.expires = body["expires"]
             row.save()
+            Account.objects.set_budget(row, body["budget"])
 
         commit(change, taken=UserExists)
 
@@ -454,6 +459,8 @@ class MyInfo(RowView):
                 "name": "Ada",
                 "organization": 1,
                 "budget": 25.0,
+                "carbon_budget": None,
+                "budget_refills": None,
                 "permissions": [],
                 "limits": [LIMIT],
                 "expires": None,
@@ -464,7 +471,8 @@ class MyInfo(RowView):
     )
     def get(self, request: Request) -> User:
         """Answers also when the account has expired."""
-        user: Any = _found(User.objects.select_related("role"), caller(request).user_id, UserNotFound)
+        budgets.refill_due(user_id=caller(request).user_id)
+        user: Any = _found(User.objects.select_related("role", "account"), caller(request).user_id, UserNotFound)
         user.open_limits = Limit.objects.filter(role=user.role).exclude(value=0)
         found: User = user
         return found

@@ -11,7 +11,7 @@ class AccountsConfig(AppConfig):
         epoch.watch(Key, Organization, Role, User)
         audit.watch(Organization, "name")
         audit.watch(Role, "name", "permissions")
-        account = ("email", "name", "sub", "iss", "role", "organization", "budget", "expires", "priority")
+        account = ("email", "name", "sub", "iss", "role", "organization", "expires", "priority")
         audit.watch(User, *account, secrets=["password"])
         audit.watch(Key, "user", "name", "token", "expires")
         audit.watch_actors(User)

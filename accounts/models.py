@@ -71,9 +71,6 @@ class User(AbstractBaseUser):
     organization = models.ForeignKey(
         Organization, on_delete=models.PROTECT, related_name="users", null=True, blank=True
     )
-    budget = models.DecimalField(
-        max_digits=18, decimal_places=6, null=True, blank=True, help_text="What is left to spend; empty is unlimited."
-    )
     expires = models.DateTimeField(null=True, blank=True, help_text="The account closes then; empty is never.")
     priority = models.PositiveIntegerField(default=0, help_text="Higher goes first among calls that wait.")
     created = models.DateTimeField(auto_now_add=True)
@@ -86,9 +83,6 @@ class User(AbstractBaseUser):
 
     class Meta:
         ordering = ["id"]
-        constraints = [
-            models.CheckConstraint(condition=Q(budget__isnull=True) | Q(budget__gte=0), name="user_budget_not_negative")
-        ]
         indexes = [  # the orders of the list
             models.Index(fields=["name", "id"], name="user_by_name"),
             models.Index(fields=["created", "id"], name="user_by_created"),

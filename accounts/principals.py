@@ -12,7 +12,7 @@ from opengate.epoch import Replica
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """The owner of a valid key. Times are Unix seconds; `has_budget` says that money must be asked of Postgres."""
+    """The owner of a valid key. Times are Unix seconds."""
 
     digests: tuple[str, ...]
     key_id: int
@@ -20,10 +20,10 @@ class Principal:
     user_id: int
     email: str
     organization_id: int | None
+    organization_name: str | None
     role_id: int
     permissions: frozenset[str]
     priority: int
-    has_budget: bool
     key_expires: float | None
     user_expires: float | None
 
@@ -43,7 +43,7 @@ class Principal:
 
 
 def _load(digests: tuple[str, ...]) -> Principal | None:
-    key = Key.objects.select_related("user__role").filter(digest__in=digests).first()
+    key = Key.objects.select_related("user__role", "user__organization").filter(digest__in=digests).first()
     if key is None:
         return None
     if key.digest != digests[0]:  # made under a former secret: from now on under the current one
@@ -56,10 +56,10 @@ def _load(digests: tuple[str, ...]) -> Principal | None:
         user_id=user.id,
         email=user.email,
         organization_id=user.organization_id,
+        organization_name=user.organization.name if user.organization else None,
         role_id=user.role_id,
         permissions=frozenset(user.role.permissions),
         priority=user.priority,
-        has_budget=user.budget is not None,
         key_expires=key.expires.timestamp() if key.expires else None,
         user_expires=user.expires.timestamp() if user.expires else None,
     )

@@ -128,6 +128,10 @@ EXPIRES = "Unix seconds when the account closes; null is never."
 PRIORITY = "Higher goes first among calls that wait."
 
 
+def _budget() -> serializers.FloatField:
+    return serializers.FloatField(source="account.budget", allow_null=True, help_text=BUDGET)
+
+
 class CreateUserSerializer(serializers.Serializer):
     """A user to make."""
 
@@ -178,7 +182,7 @@ class UserSerializer(serializers.Serializer):
     organization = serializers.IntegerField(
         source="organization_id", allow_null=True, help_text="Id of the organization."
     )
-    budget = serializers.FloatField(allow_null=True, help_text=BUDGET)
+    budget = _budget()
     expires = Timestamp(allow_null=True, help_text=EXPIRES)
     created = Timestamp(help_text="Unix seconds.")
     updated = Timestamp(help_text="Unix seconds.")
@@ -276,7 +280,13 @@ class UserInfoSerializer(serializers.Serializer):
     organization = serializers.IntegerField(
         source="organization_id", allow_null=True, help_text="Id of your organization."
     )
-    budget = serializers.FloatField(allow_null=True, help_text=BUDGET)
+    budget = _budget()
+    carbon_budget = serializers.FloatField(
+        source="account.carbon_budget", allow_null=True, help_text="Grams of CO2eq left to spend; null is unlimited."
+    )
+    budget_refills = Timestamp(
+        source="account.refills", allow_null=True, help_text="Unix seconds when an allowance refills next, if any."
+    )
     permissions = _permissions(source="role.permissions")
     limits = LimitSerializer(many=True, source="open_limits", help_text="Limits of your role that are not 0.")
     expires = Timestamp(allow_null=True, help_text=EXPIRES)

@@ -4,6 +4,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Seq
 from contextlib import aclosing
 from typing import Any, TypeVar
 
+from django.conf import settings
+
 from accounts import principals
 from inference import local, streaming, upstream
 from inference.audio import Transcription
@@ -17,7 +19,8 @@ from routing.errors import ProvidersAway
 from routing.models import CHAT_TYPES, ModelType
 from routing.snapshot import require_type
 from usage import limits, tokens
-from usage.accounting import Call
+from usage.accounting import MAX_TOKENS, Call
+from usage.budgets import Need
 from usage.models import Outcome
 
 T = TypeVar("T")
@@ -31,7 +34,7 @@ async def complete(call: Call, payload: Payload) -> Payload:
         payload["model"],
         CHAT_TYPES,
         lambda client: client.chat(payload),
-        prompt_tokens=tokens.of_messages(payload["messages"]),
+        need=_chat_need(payload),
         completion_tokens=lambda answer: tokens.of_choices(answer["choices"]),
     )
 
@@ -42,8 +45,9 @@ async def stream(call: Call, payload: Payload) -> AsyncGenerator[bytes]:
     Until the first event, what stands in its way is raised; later trouble is a last event without `[DONE]`.
     """
     async with call:
-        prompt_tokens = tokens.of_messages(payload["messages"])
-        await enter(call, payload["model"], CHAT_TYPES, prompt_tokens)
+        need = _chat_need(payload)
+        prompt_tokens = need.prompt
+        await enter(call, payload["model"], CHAT_TYPES, need)
         opening = await _first(call, prompt_tokens, lambda client: streaming.opened(client.chat_events(payload)))
         reading = Reading()
         data = b""
@@ -88,10 +92,8 @@ async def embed(call: Call, payload: Payload) -> Payload:
         ]
         return answer | {"object": "list", "data": rows}
 
-    prompt_tokens = tokens.of_input(payload["input"])
-    return await _answer(
-        call, payload["model"], {ModelType.TEXT_EMBEDDINGS_INFERENCE}, attempt, prompt_tokens=prompt_tokens
-    )
+    need = Need(tokens.of_input(payload["input"]), completion=0)
+    return await _answer(call, payload["model"], {ModelType.TEXT_EMBEDDINGS_INFERENCE}, attempt, need=need)
 
 
 async def rerank(call: Call, payload: Payload) -> Payload:
@@ -101,21 +103,21 @@ async def rerank(call: Call, payload: Payload) -> Payload:
         payload["model"],
         {ModelType.TEXT_CLASSIFICATION},
         lambda client: client.rerank(payload),
-        prompt_tokens=tokens.of_texts([payload["query"], *payload["documents"]]),
+        need=Need(tokens.of_texts([payload["query"], *payload["documents"]]), completion=0),
     )
     return {"object": "list"} | answer
 
 
 async def transcribe(call: Call, model: str, request: Transcription) -> Payload:
     """What is said in a file: `text`, in the format that was asked for, and what else the provider tells."""
-    return await _answer(
-        call, model, {ModelType.AUTOMATIC_SPEECH_RECOGNITION}, lambda client: client.transcribe(request)
-    )
+    types = {ModelType.AUTOMATIC_SPEECH_RECOGNITION}
+    return await _answer(call, model, types, lambda client: client.transcribe(request), need=_file_need())
 
 
 async def ocr(call: Call, payload: Payload) -> Payload:
     """The pages of a document as Markdown, by a model."""
-    return await _answer(call, payload["model"], {ModelType.IMAGE_TO_TEXT}, lambda client: client.ocr(payload))
+    types = {ModelType.IMAGE_TO_TEXT}
+    return await _answer(call, payload["model"], types, lambda client: client.ocr(payload), need=_file_need())
 
 
 async def read_pages(call: Call, document: bytes, **options: Any) -> tuple[Sequence[Payload], Payload]:
@@ -134,21 +136,40 @@ async def _answer(
     types: Collection[str],
     attempt: Callable[[upstream.OpenAI], Awaitable[Payload]],
     *,
-    prompt_tokens: int = 0,
+    need: Need,
     completion_tokens: Callable[[Payload], int] = lambda answer: 0,
 ) -> Payload:
     """A whole answer, settled: the provider's, with our id, the caller's name for the model, and our usage."""
     async with call:
-        await enter(call, model, types, prompt_tokens)
-        answer = await _first(call, prompt_tokens, attempt)
+        await enter(call, model, types, need)
+        answer = await _first(call, need.prompt, attempt)
         used = answer.get("usage")
-        call.count(used, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens(answer))
+        call.count(used, prompt_tokens=need.prompt, completion_tokens=completion_tokens(answer))
         usage = call.usage(used)
         await call.settle(200, Outcome.FINISHED)
     return answer | {"id": answer.get("id") or f"request-{call.request_id}", "model": model, "usage": usage}
 
 
-async def enter(call: Call, name: str, types: Collection[str], prompt_tokens: int) -> None:
+def _chat_need(payload: Payload) -> Need:
+    """The most that the caller allows an answer to have, by either of its names; the longer where it uses both."""
+    given = (payload.get("max_tokens"), payload.get("max_completion_tokens"))
+    allowed = [value for value in given if type(value) is int and value > 0]
+    answers = max(payload.get("n") or 1, 1)
+    return Need(
+        tokens.of_messages(payload["messages"]),
+        completion=min(max(allowed) * answers, MAX_TOKENS) if allowed else None,
+        answers=min(answers, MAX_TOKENS),
+        unknown_completion=settings.UNKNOWN_ANSWER_TOKENS,
+    )
+
+
+def _file_need() -> Need:
+    """Nobody knows how many tokens a file has before it is read."""
+    unknown = settings.UNKNOWN_ANSWER_TOKENS
+    return Need(unknown_prompt=unknown, unknown_completion=unknown)
+
+
+async def enter(call: Call, name: str, types: Collection[str], need: Need) -> None:
     """Resolve a name and admit the call, both as of the epoch in force.
 
     What is refused from memory is looked at again when the memory is old; what is admitted was fresh, since the
@@ -166,7 +187,7 @@ async def enter(call: Call, name: str, types: Collection[str], prompt_tokens: in
                 raise
             call.principal = await principals.again(call.principal)
             continue
-        if await call.admit(router, granted, prompt_tokens):
+        if await call.admit(router, granted, need):
             return
 
 

@@ -25,6 +25,17 @@ def watch(model: type[models.Model], *fields: str, secrets: Sequence[str] = ()) 
     )
 
 
+def record(row: models.Model, **changes: tuple[object, object]) -> None:
+    """Log a change of a row that saving it does not show: from and to, by name. What stays the same is left out."""
+    told = {name: [_told(old), _told(new)] for name, (old, new) in changes.items() if old != new}
+    if told:
+        LogEntry.objects.log_create(row, force_log=False, action=LogEntry.Action.UPDATE, changes=told)
+
+
+def _told(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
 def watch_actors(model: type[models.Model]) -> None:
     """Say which model the callers are: a caller that deletes itself signs by e-mail only."""
     pre_delete.connect(_actor_goes, sender=model, dispatch_uid="audit-actor-goes")

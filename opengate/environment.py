@@ -59,6 +59,11 @@ class Environment(BaseModel):
         alias="OPENGATE_LIMITS_FAIL_OPEN",
         description="With Redis away: let calls pass unlimited (true) or answer 503 (false).",
     )
+    rate_limiting_strategy: Literal["fixed_window", "moving_window", "sliding_window"] = Field(
+        "fixed_window",
+        alias="OPENGATE_RATE_LIMITING_STRATEGY",
+        description="How limits forget: from the first call on, exactly, or nearly so at less cost.",
+    )
     max_body_bytes: int = Field(
         32 * 1024 * 1024, alias="OPENGATE_MAX_BODY_BYTES", ge=1024, description="Longest request body."
     )
@@ -108,6 +113,27 @@ class Environment(BaseModel):
         alias="OPENGATE_USAGE_QUEUE_RECORDS",
         ge=1,
         description="Usage records a process holds in memory while Redis is away; the oldest is dropped beyond.",
+    )
+    usage_retention_days: int | None = Field(
+        None,
+        alias="OPENGATE_USAGE_RETENTION_DAYS",
+        ge=1,
+        le=36_500,
+        description="Days that the records of single calls are kept; daily sums stay. Unset: for ever.",
+    )
+    reservation_lease_seconds: float = Field(
+        60,
+        alias="OPENGATE_RESERVATION_LEASE_SECONDS",
+        ge=1,
+        le=3600,
+        description="How long after its process fell silent a call is charged at its estimate.",
+    )
+    unknown_answer_tokens: int = Field(
+        1024,
+        alias="OPENGATE_UNKNOWN_ANSWER_TOKENS",
+        ge=1,
+        le=1_000_000,
+        description="Tokens reserved for an answer of a router that has not answered yet, without max_tokens.",
     )
     datacenter_pue: float = Field(1.2, alias="OPENGATE_DATACENTER_PUE", ge=1, description="Power usage effectiveness.")
     datacenter_wue: float = Field(1.8, alias="OPENGATE_DATACENTER_WUE", ge=0, description="Water usage, litres a kWh.")

@@ -19,6 +19,7 @@ CSRF_TRUSTED_ORIGINS = ENVIRONMENT.trusted_origins
 
 APP_TITLE = ENVIRONMENT.app_title
 LIMITS_FAIL_OPEN = ENVIRONMENT.limits_fail_open
+RATE_LIMITING_STRATEGY = ENVIRONMENT.rate_limiting_strategy
 MAX_BODY_BYTES = ENVIRONMENT.max_body_bytes
 UPSTREAM_CONNECT_TIMEOUT_SECONDS = ENVIRONMENT.upstream_connect_timeout_seconds
 UPSTREAM_MAX_CALLS = ENVIRONMENT.upstream_max_calls
@@ -32,6 +33,9 @@ LOCAL_OCR_PROCESSES = ENVIRONMENT.local_ocr_processes
 LOCAL_OCR_SECONDS = ENVIRONMENT.local_ocr_seconds
 OCR_LANGUAGES = ENVIRONMENT.ocr_languages
 USAGE_QUEUE_RECORDS = ENVIRONMENT.usage_queue_records
+USAGE_RETENTION_DAYS = ENVIRONMENT.usage_retention_days
+RESERVATION_LEASE_SECONDS = ENVIRONMENT.reservation_lease_seconds
+UNKNOWN_ANSWER_TOKENS = ENVIRONMENT.unknown_answer_tokens
 DATACENTER_PUE = ENVIRONMENT.datacenter_pue
 DATACENTER_WUE = ENVIRONMENT.datacenter_wue
 
@@ -117,6 +121,14 @@ CELERY_TASK_ACKS_LATE = True
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_BEAT_SCHEDULE = {
     "drain-usage": {"task": "usage.tasks.drain_usage", "schedule": 1.0, "options": {"expires": 1.0}},
+    "recover-reservations": {
+        "task": "usage.tasks.recover_reservations",
+        "schedule": 5.0,
+        "options": {"expires": 5.0},
+    },
+    "learn-estimates": {"task": "usage.tasks.learn_estimates", "schedule": 10.0, "options": {"expires": 10.0}},
+    "refill-accounts": {"task": "usage.tasks.refill_accounts", "schedule": 60.0, "options": {"expires": 60.0}},
+    "delete-old-usage": {"task": "usage.tasks.delete_old_usage", "schedule": 3600.0, "options": {"expires": 3600.0}},
 }
 
 AUTH_USER_MODEL = "accounts.User"

@@ -9,8 +9,6 @@ from decimal import Decimal
 from types import TracebackType
 from typing import Any, Self
 
-from django.db import IntegrityError
-
 from accounts import principals
 from accounts.principals import Principal
 from opengate import redis as opengate_redis
@@ -21,7 +19,8 @@ from routing.errors import ModelTooBusy, ProvidersAway
 from routing.figures import Sample
 from routing.places import Lease
 from routing.snapshot import Provider, Router
-from usage import carbon, ledger, limits, pricing, spool
+from usage import budgets, carbon, ledger, limits, pricing, spool
+from usage.budgets import Need
 from usage.ledger import Record
 from usage.limits import Admission
 from usage.models import Outcome
@@ -76,35 +75,47 @@ class Call:
         self.tried: frozenset[int] = frozenset()  # providers that failed
         self.ttft_ms: int | None = None
         self.answering = False  # a status 200 is on its way to the caller
+        self.has_reservation = False
         self.tokens = Tokens()
         self.settled = False
         self._footprint: carbon.Footprint | None = None
 
     # admission
 
-    async def admit(self, router: Router, granted: limits.Limits, prompt_tokens: int) -> bool:
-        """Take the call from the caller's limits, then look at its budget; False when what was known is old.
+    async def admit(self, router: Router, granted: limits.Limits, need: Need) -> bool:
+        """Take the call from the caller's limits, then from its budgets; False when what was known is old.
 
-        Raises RateLimitExceeded, InsufficientBudget, or LimitsAway and DatabaseAway when nobody can tell. Whoever is
-        refused for want of money gives back what was taken from the limits.
+        Raises RateLimitExceeded, InsufficientBudget, InsufficientCarbonBudget, or LimitsAway and DatabaseAway when
+        nobody can tell. Whoever is refused for want of money gives back what was taken from the limits.
         """
-        admission = await limits.admit(self.principal, router, granted, prompt_tokens)
+        admission = await limits.admit(self.principal, router, granted, need.prompt, self.request_id)
         if admission == "stale":
             self.principal = await principals.again(self.principal)
             return False
-        if self.principal.has_budget and router.has_price:
-            try:
-                await ledger.arequire_budget(self.principal.user_id)
-            except APIError:
-                await admission.give_back()
-                raise
-        self.router, self.router_name, self.admission = router, router.name, admission
+        self.router, self.router_name = router, router.name
+        try:
+            await self._reserve(router, need)
+        except APIError:
+            await admission.give_back()
+            raise
+        self.admission = admission
         return True
+
+    async def _reserve(self, router: Router, need: Need) -> None:
+        limited = await budgets.limited(self.principal.user_id)
+        if not (limited.carbon or (limited.money and router.has_price)):
+            return
+        rate = max((_grams(provider) or 0.0 for provider in router.providers), default=0.0)
+        if rate or router.has_price:
+            # What it says of tokens is filled in if it is ever used.
+            record = self._record(0, Outcome.RECOVERED)
+            await budgets.areserve(self.principal.user_id, record, router, need, rate)
+            self.has_reservation = True
 
     def admit_unrouted(self, name: str) -> None:
         """Admit a call that the gateway answers itself, under this name: no router, no limits, no price."""
         self.router_name = name
-        self.admission = Admission(self.principal.user_id, router_id=0)
+        self.admission = Admission(self.request_id, self.principal.user_id, router_id=0)
 
     # what happens on the way
 
@@ -180,8 +191,10 @@ class Call:
         return pricing.cost(tokens.prompt, tokens.completion, router.cost_prompt_tokens, router.cost_completion_tokens)
 
     def footprint(self) -> carbon.Footprint:
+        if self.provider is None:
+            return carbon.NOTHING
         if self._footprint is None:  # once: the answer and the record say the same
-            self._footprint = self._measured(self.provider) if self.provider else carbon.NOTHING
+            self._footprint = self._measured(self.provider)
         return self._footprint
 
     def _measured(self, provider: Provider) -> carbon.Footprint:
@@ -215,23 +228,22 @@ class Call:
             return
         record = self._record(status, outcome)
         try:
-            if self.principal.has_budget and Decimal(record["cost"]) and await self._charged(record):
+            if self.has_reservation and await self._is_stored(record):
                 await self._leave(outcome)
             else:
                 await spool.send(record, *self._let_go(outcome))
         finally:
             if self.lease is not None:
                 self.lease.forget()
+            budgets.forget(self.request_id)
         self.settled = True
 
-    async def _charged(self, record: Record) -> bool:
-        """Whether the budget is lowered at once; with Postgres away the drain lowers it later."""
+    async def _is_stored(self, record: Record) -> bool:
+        """Whether the account is settled at once; with Postgres away the drain does it later."""
         try:
             await ledger.astore([record])
         except DatabaseAway:
             return False
-        except IntegrityError:
-            pass  # a settlement broken off by the caller's leaving had stored it after all
         return True
 
     async def _leave(self, outcome: Outcome) -> None:
@@ -262,6 +274,7 @@ class Call:
             user_id=self.principal.user_id,
             user_email=self.principal.email,
             organization_id=self.principal.organization_id,
+            organization_name=self.principal.organization_name,
             key_id=self.principal.key_id,
             key_name=self.principal.key_name,
             router_id=router.id if router else None,
@@ -285,6 +298,7 @@ class Call:
             kwh_max=footprint.kwh_max,
             kgco2eq_min=footprint.kgco2eq_min,
             kgco2eq_max=footprint.kgco2eq_max,
+            gco2eq=f"{footprint.as_impacts()['kgCO2eq'] * 1000:.6f}",
         )
 
     async def __aenter__(self) -> Self:
@@ -315,11 +329,14 @@ def _ending(error: BaseException | None, answering: bool) -> tuple[int, Outcome]
         return 200, Outcome.FINISHED
     if isinstance(error, asyncio.CancelledError | GeneratorExit):
         return 200 if answering else CLIENT_LEFT_STATUS, Outcome.CLIENT_LEFT
-    at_provider = UpstreamTrouble | ProvidersAway | ModelTooBusy
-    outcome = Outcome.UPSTREAM_FAILED if isinstance(error, at_provider) else Outcome.FAILED
-    if answering:
-        return 200, outcome
-    return error.status if isinstance(error, APIError) else 500, outcome
+    status = error.status if isinstance(error, APIError) else 500
+    if isinstance(error, UpstreamTrouble | ProvidersAway):
+        outcome = Outcome.UPSTREAM_FAILED
+    elif isinstance(error, ModelTooBusy) or status < 500:
+        outcome = Outcome.REFUSED_MIDWAY
+    else:
+        outcome = Outcome.FAILED
+    return 200 if answering else status, outcome
 
 
 def _grams(provider: Provider) -> float | None:

@@ -1,11 +1,18 @@
-"""The console's pages of limits and usage."""
+"""The console's pages of limits, accounts and usage."""
 
 from typing import Any
 
+from django import forms
 from django.contrib import admin
+from django.core.paginator import Paginator
+from django.db.models import Q, QuerySet
 from django.http import HttpRequest
+from django.utils import timezone
+from django.utils.functional import cached_property
 
-from usage.models import Limit, UsageRecord
+from accounts.models import User
+from routing.models import Router
+from usage.models import Account, DailyUsage, Limit, Reservation, UsageRecord
 
 
 class LimitInline(admin.TabularInline):
@@ -30,9 +37,112 @@ class LimitAdmin(admin.ModelAdmin):
         return limit.shown_value
 
 
+ALLOWANCE_FIELDS = ("allowance", "carbon_allowance", "period", "time_zone", "refill_day", "refill_hour")
+
+
+class AccountForm(forms.ModelForm):
+    """What is left, and what refills it. Calls go on meanwhile: what nobody changed in the form is left alone."""
+
+    budget = forms.DecimalField(
+        max_digits=18,
+        decimal_places=6,
+        min_value=0,
+        required=False,
+        show_hidden_initial=True,  # changed means changed by a person, not by the calls since the page was opened
+        label="Left to spend",
+        help_text="Empty is unlimited, 0 closes every model that has a price.",
+    )
+    carbon_budget = forms.DecimalField(
+        max_digits=18,
+        decimal_places=6,
+        min_value=0,
+        required=False,
+        show_hidden_initial=True,
+        label="Grams of CO2eq left",
+        help_text="Empty is unlimited.",
+    )
+
+    class Meta:
+        model = Account
+        fields = ALLOWANCE_FIELDS
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.initial.update(budget=self.instance.budget, carbon_budget=self.instance.carbon_budget)
+
+    def save(self, commit: bool = True) -> Account:
+        """Into the account as it is now, not as it was when the form was read."""
+        account = Account.objects.of(self.instance.user)
+        if set(self.changed_data) & set(ALLOWANCE_FIELDS):
+            for name in ALLOWANCE_FIELDS:
+                setattr(account, name, self.cleaned_data[name])
+            account.set_allowances(timezone.now())
+        if "budget" in self.changed_data:
+            account.set_budget(self.cleaned_data["budget"])
+        if "carbon_budget" in self.changed_data:
+            account.set_carbon_budget(self.cleaned_data["carbon_budget"])
+        return account
+
+
+class AccountInline(admin.StackedInline):
+    """A user's budgets: left, reserved by calls under way, spent ever, and what refills them."""
+
+    model = Account
+    form = AccountForm
+    can_delete = False
+    verbose_name_plural = "budgets"
+    readonly_fields = ("reserved", "spent", "carbon_reserved", "carbon_spent", "refills")
+    fields = (
+        ("budget", "reserved", "spent"),
+        ("carbon_budget", "carbon_reserved", "carbon_spent"),
+        ("allowance", "carbon_allowance", "period"),
+        ("time_zone", "refill_day", "refill_hour", "refills"),
+    )
+
+
+class CappedPaginator(Paginator):
+    """Counts no further than somebody would turn pages: the table may have ten million rows."""
+
+    MOST = 10_000
+
+    @cached_property
+    def count(self) -> int:
+        rows: Any = self.object_list
+        return int(rows.order_by()[: self.MOST].count())
+
+
+class ReadOnlyAdmin(admin.ModelAdmin):
+    """History is not edited."""
+
+    show_full_result_count = False
+    paginator = CappedPaginator
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+@admin.register(Reservation)
+class ReservationAdmin(ReadOnlyAdmin):
+    """What calls under way may cost; one that expires is settled at that."""
+
+    list_display = ("created", "user", "cost", "gco2eq", "prompt_tokens", "completion_tokens", "expires")
+    list_select_related = ("user",)
+    search_fields = ("=request_id", "user__email")
+    fields = readonly_fields = ("request_id", *list_display)
+
+
+SEARCHED_AT_MOST = 50  # users, or routers, whose records one search shows
+
+
 @admin.register(UsageRecord)
-class UsageRecordAdmin(admin.ModelAdmin):
-    """Read-only: history is not edited."""
+class UsageRecordAdmin(ReadOnlyAdmin):
+    """Each admitted call, newest first."""
 
     list_display = (
         "created",
@@ -45,18 +155,44 @@ class UsageRecordAdmin(admin.ModelAdmin):
         "cost",
         "latency_ms",
         "ttft_ms",
-        "kgco2eq_max",
+        "gco2eq",
     )
     list_filter = ("outcome",)  # the others would read the whole table to know their values
-    search_fields = ("request_id", "user_email", "router_name", "key_name")
-    show_full_result_count = False
+    sortable_by = ()  # nor is the table sorted by anything but time
+    search_fields = ("request_id",)
+    search_help_text = "A request id, or a part of a user's e-mail or of a router's name."
     fields = readonly_fields = tuple(field.name for field in UsageRecord._meta.fields if not field.is_relation)
 
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[UsageRecord], search_term: str
+    ) -> tuple[QuerySet[UsageRecord], bool]:
+        """By what has an index: a scan for a text would read every record there is."""
+        term = search_term.strip()
+        if not term:
+            return queryset, False
+        users = list(User.objects.filter(email__icontains=term).values_list("id", flat=True)[:SEARCHED_AT_MOST])
+        routers = list(Router.objects.filter(name__icontains=term).values_list("id", flat=True)[:SEARCHED_AT_MOST])
+        return queryset.filter(Q(request_id=term) | Q(user_id__in=users) | Q(router_id__in=routers)), False
 
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
 
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
+@admin.register(DailyUsage)
+class DailyUsageAdmin(ReadOnlyAdmin):
+    """The sums that reports are made of."""
+
+    list_display = (
+        "day",
+        "user_email",
+        "key_name",
+        "organization_name",
+        "router_name",
+        "provider_model_name",
+        "requests",
+        "errors",
+        "prompt_tokens",
+        "completion_tokens",
+        "cost",
+        "gco2eq",
+    )
+    sortable_by = ()
+    search_fields = ("=user_email", "=router_name", "=organization_name")
+    fields = readonly_fields = (*list_display, "kwh", "records_deleted")

@@ -6,7 +6,8 @@ class UsageConfig(AppConfig):
 
     def ready(self) -> None:
         from opengate import audit, epoch
-        from usage.models import Limit
+        from usage.models import Account, Limit
 
-        epoch.watch(Limit)
+        epoch.watch(Account, Limit)
+        audit.watch(Account, "allowance", "carbon_allowance", "period", "time_zone", "refill_day", "refill_hour")
         audit.watch(Limit, "role", "router", "type", "value")

@@ -23,6 +23,13 @@ class InsufficientBudget(APIError):
         super().__init__("Insufficient budget.")
 
 
+class InsufficientCarbonBudget(APIError):
+    status = 400
+
+    def __init__(self) -> None:
+        super().__init__("Insufficient carbon budget.")
+
+
 class LimitsAway(APIError):
     """Redis is away, and the setting says that limits close then."""
 

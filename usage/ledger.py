@@ -1,21 +1,18 @@
-"""Usage records and budgets in Postgres: what is written here is the truth about money."""
+"""Usage records, daily sums and accounts in Postgres: what is written here is the truth about money.
 
-from collections import defaultdict
+One statement settles any number of calls: it inserts their records, adds them to the day's sums and to what their
+users have spent, and frees their reservations. A record whose request id is known changes nothing, so settling twice
+does no harm, and the figures agree at any moment (`usage.auditing` proves it).
+"""
+
 from collections.abc import Sequence
-from datetime import datetime
-from decimal import Decimal
-from typing import TypedDict
+from typing import Any, TypedDict
 
-from django.contrib.auth import get_user_model
-from django.db import models, transaction
-from django.db.models import F
-from django.db.models.functions import Greatest
+from django.db import connection, transaction
+from pydantic_core import to_json
 
-from accounts.models import Key, Organization
 from opengate.database import in_thread
-from routing.models import Provider, Router
-from usage.errors import InsufficientBudget
-from usage.models import UsageRecord
+from usage.models import DailyUsage, Outcome, UsageRecord
 
 
 class Record(TypedDict):
@@ -26,6 +23,7 @@ class Record(TypedDict):
     user_id: int | None
     user_email: str
     organization_id: int | None
+    organization_name: str | None
     key_id: int | None
     key_name: str
     router_id: int | None
@@ -49,84 +47,134 @@ class Record(TypedDict):
     kwh_max: float
     kgco2eq_min: float
     kgco2eq_max: float
+    gco2eq: str
 
 
-REFERENCES: dict[str, type[models.Model]] = {
-    "user_id": get_user_model(),
-    "organization_id": Organization,
-    "key_id": Key,
-    "router_id": Router,
-    "provider_id": Provider,
+# How Postgres reads each field of a record. Text stays text here, so that what is too long is refused and not cut.
+_TYPES = {
+    field.attname: kind if (kind := (field.db_type(connection) or "").partition("(")[0]) != "varchar" else "text"
+    for field in UsageRecord._meta.concrete_fields
+    if not field.primary_key
 }
+_COLUMNS = ", ".join(_TYPES)
+_DECLARED = ", ".join(f"{name} {kind}" for name, kind in _TYPES.items())
+_DAY = "(created AT TIME ZONE 'UTC')::date"
+_GROUP = "user_id, key_id, organization_id, router_id, provider_id"
+_NAMES = ("user_email", "key_name", "organization_name", "router_name", "provider_model_name")
+_SUMS = {
+    "requests": "count(*)",
+    "errors": "count(*) FILTER (WHERE status NOT BETWEEN 200 AND 299)",
+    "prompt_tokens": "sum(prompt_tokens)",
+    "completion_tokens": "sum(completion_tokens)",
+    "cost": "sum(cost)",
+    "gco2eq": "sum(gco2eq)",
+    "kwh": "sum((kwh_min + kwh_max) / 2)",
+}
+# The sums of records, as a query over any table or expression that has their columns; `usage.auditing` asks it too.
+DAILY_SUMS = f"""
+    SELECT {_DAY} AS day, {_GROUP},
+           {", ".join(f"(array_agg({name} ORDER BY created DESC))[1] AS {name}" for name in _NAMES)},
+           {", ".join(f"{expression} AS {name}" for name, expression in _SUMS.items())}
+    FROM {{records}} GROUP BY 1, {_GROUP}
+"""  # noqa: S608  names of our own columns
+_DAILY = DailyUsage._meta.db_table
+
+_SETTLE = f"""
+WITH given AS (
+    SELECT DISTINCT ON (request_id) * FROM jsonb_to_recordset(%s) AS given({_DECLARED}) ORDER BY request_id
+), new AS (
+    INSERT INTO usage_usagerecord ({_COLUMNS}) SELECT {_COLUMNS} FROM given ORDER BY created
+    ON CONFLICT (request_id) DO NOTHING
+    RETURNING {_COLUMNS}
+), freed AS (
+    DELETE FROM usage_reservation USING given WHERE usage_reservation.request_id = given.request_id
+    RETURNING usage_reservation.user_id, usage_reservation.cost, usage_reservation.gco2eq
+), moved AS (
+    SELECT user_id, sum(spent) AS spent, sum(grams) AS grams, sum(cost) AS freed, sum(gco2eq) AS grams_freed
+    FROM (
+        SELECT user_id, cost AS spent, gco2eq AS grams, 0 AS cost, 0 AS gco2eq FROM new WHERE cost > 0 OR gco2eq > 0
+        UNION ALL
+        SELECT user_id, 0, 0, cost, gco2eq FROM freed
+    ) AS movements GROUP BY user_id
+), accounts AS (
+    INSERT INTO usage_account AS account (user_id, spent, carbon_spent, reserved, carbon_reserved, period, time_zone,
+                                          refill_day, refill_hour)
+    SELECT existing.id, moved.spent, moved.grams, 0, 0, '', 'UTC', 1, 0
+    FROM moved JOIN accounts_user AS existing ON existing.id = moved.user_id ORDER BY existing.id
+    ON CONFLICT (user_id) DO UPDATE SET
+        spent = account.spent + EXCLUDED.spent,
+        carbon_spent = account.carbon_spent + EXCLUDED.carbon_spent,
+        reserved = account.reserved - (SELECT freed FROM moved WHERE user_id = EXCLUDED.user_id),
+        carbon_reserved = account.carbon_reserved - (SELECT grams_freed FROM moved WHERE user_id = EXCLUDED.user_id)
+), days AS (
+    INSERT INTO {_DAILY} AS daily (day, {_GROUP}, {", ".join((*_NAMES, *_SUMS))}, records_deleted)
+    SELECT sums.*, false FROM ({DAILY_SUMS.format(records="new")}) AS sums ORDER BY day, {_GROUP}
+    ON CONFLICT (day, user_id, key_id, organization_id, router_id, provider_id) DO UPDATE SET
+        {", ".join(f"{name} = EXCLUDED.{name}" for name in _NAMES)},
+        {", ".join(f"{name} = daily.{name} + EXCLUDED.{name}" for name in _SUMS)}
+), keys AS (
+    UPDATE accounts_key SET last_used = used.moment
+    FROM (SELECT key_id, max(created) AS moment FROM new GROUP BY key_id) AS used
+    WHERE accounts_key.id = used.key_id AND (last_used IS NULL OR last_used < used.moment)
+)
+SELECT request_id FROM new
+"""  # noqa: S608
+
+_REPLACE = f"""
+WITH old AS (
+    SELECT * FROM usage_usagerecord WHERE request_id = %s AND outcome = '{Outcome.RECOVERED}' FOR UPDATE
+), accounts AS (
+    UPDATE usage_account AS account
+    SET spent = account.spent - old.cost, carbon_spent = account.carbon_spent - old.gco2eq
+    FROM old WHERE account.user_id = old.user_id
+), days AS (
+    UPDATE {_DAILY} AS daily
+    SET {", ".join(f"{name} = daily.{name} - sums.{name}" for name in _SUMS)}
+    FROM ({DAILY_SUMS.format(records="old")}) AS sums
+    WHERE daily.day = sums.day
+      AND {" AND ".join(f"daily.{name} IS NOT DISTINCT FROM sums.{name}" for name in _GROUP.split(", "))}
+)
+DELETE FROM usage_usagerecord USING old WHERE usage_usagerecord.id = old.id
+"""  # noqa: S608
 
 
 def store(records: Sequence[Record]) -> int:
-    """Write records and lower budgets by their cost, in one transaction; answers how many were new.
+    """Settle calls in one transaction; answers how many records were new.
 
-    A record whose request id is known is left out, and charges nothing: storing twice does no harm. A budget stops
-    at zero. Raises DataError, IntegrityError, KeyError, TypeError or ValueError, with nothing written, for what is no
-    record or does not fit the table.
+    A record whose request id is known is left out and charges nothing, but for one thing: what was charged at its
+    estimate, because its process seemed dead, gives way to the call's own figures. Raises DataError, IntegrityError,
+    KeyError, TypeError or ValueError, with nothing written, for what is no record or does not fit the table.
     """
-    with transaction.atomic():
-        unknown = _without_known(records)
-        gone = {name: _gone(model, unknown, name) for name, model in REFERENCES.items()}
-        UsageRecord.objects.bulk_create([_row(record, gone) for record in unknown])
-        _charge(unknown)
-        _touch_keys(unknown)
-    return len(unknown)
+    if not records:
+        return 0
+    new = _settle(records)
+    late = [record for record in records if record["request_id"] not in new and record["outcome"] != Outcome.RECOVERED]
+    return len(new) + sum(_replace(record) for record in late)
 
 
-def require_budget(user_id: int) -> None:
-    """Raises InsufficientBudget when the user's budget is used up. Null is unlimited."""
-    if get_user_model().objects.filter(id=user_id, budget=0).exists():
-        raise InsufficientBudget
-
-
-arequire_budget = in_thread(require_budget)
 astore = in_thread(store)
 
 
-def _without_known(records: Sequence[Record]) -> list[Record]:
-    """New records, each request id once. The unique constraint still stands behind it, for two stores at a time."""
-    by_id = {record["request_id"]: record for record in records}
-    known = UsageRecord.objects.filter(request_id__in=by_id).values_list("request_id", flat=True)
-    for request_id in known:
-        del by_id[request_id]
-    return list(by_id.values())
+def _settle(records: Sequence[Record]) -> set[str]:
+    with connection.cursor() as cursor:
+        cursor.execute(_SETTLE, [_json(records)])
+        return {request_id for (request_id,) in cursor.fetchall()}
 
 
-def _gone(model: type[models.Model], records: Sequence[Record], name: str) -> set[int]:
-    """Ids that were deleted since the call."""
-    ids = {record[name] for record in records} - {None}  # type: ignore[literal-required]
-    return ids - set(model._default_manager.filter(pk__in=ids).values_list("pk", flat=True)) if ids else set()
+def _replace(record: Record) -> int:
+    """Put the truth in the place of a guess; 0 when there is no guess."""
+    with transaction.atomic():
+        with connection.cursor() as cursor:
+            cursor.execute(_REPLACE, [record["request_id"]])
+            if not cursor.rowcount:
+                return 0
+        _settle([record])
+    return 1
 
 
-def _row(record: Record, gone: dict[str, set[int]]) -> UsageRecord:
-    fields = dict(record)
-    for name, ids in gone.items():
-        if fields[name] in ids:
-            fields[name] = None
-    fields["created"] = datetime.fromisoformat(record["created"])
-    for name in ("cost", "cost_prompt_tokens", "cost_completion_tokens"):
-        fields[name] = Decimal(str(fields[name]))
-    return UsageRecord(**fields)
-
-
-def _charge(records: Sequence[Record]) -> None:
-    spent: dict[int, Decimal] = defaultdict(Decimal)
+def _json(records: Sequence[Record]) -> Any:
     for record in records:
-        if record["user_id"] is not None and (cost := Decimal(record["cost"])):
-            spent[record["user_id"]] += cost
-    users = get_user_model().objects.filter(budget__gt=0)
-    for user_id in sorted(spent):  # one order for all, so that two transactions never wait for each other in a ring
-        users.filter(id=user_id).update(budget=Greatest(F("budget") - spent[user_id], Decimal(0)))
-
-
-def _touch_keys(records: Sequence[Record]) -> None:
-    used: dict[int, str] = {}
-    for record in records:
-        if record["key_id"] is not None:
-            used[record["key_id"]] = max(used.get(record["key_id"], ""), record["created"])
-    for key_id in sorted(used):
-        moment = datetime.fromisoformat(used[key_id])
-        Key.objects.filter(id=key_id).exclude(last_used__gte=moment).update(last_used=moment)
+        missing = _TYPES.keys() - set(record)
+        if missing:
+            raise KeyError(*sorted(missing))
+    return to_json(records).decode()

@@ -1,11 +1,10 @@
 """What a role may use, and the one Redis trip that admits a call.
 
 The script checks the epoch and all four limits of a user at a router together: either every counter is taken or none
-is, and a refused call consumes nothing. A counter is a number with an expiry set when its window opens (fixed
-window); the limit's value is part of its key, so that a changed limit starts from an empty counter.
+is, and a refused call consumes nothing. The limit's value is part of its counter's key, so that a changed limit starts
+from an empty counter, and so is the strategy: how a counter forgets is in `usage.windows`.
 """
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -19,6 +18,7 @@ from opengate.epoch import Replica
 from opengate.redis import Command, RedisAway
 from routing.errors import ModelNotFound
 from routing.snapshot import Router
+from usage import windows
 from usage.errors import LimitsAway, RateLimitExceeded, RouterClosed
 from usage.models import Limit, LimitType
 
@@ -29,50 +29,6 @@ WORDS: Mapping[str, str] = {
     "tpm": "input tokens per minute",
     "tpd": "input tokens per day",
 }
-
-# KEYS: the epoch, then the counters. ARGV: the epoch the caller knows, then limit, cost and window (ms) a counter.
-# Answers {0 | -1 stale | n: the nth counter refuses, epoch, and a counter its count and the ms its window still runs}.
-_ADMIT = opengate_redis.Script(
-    epoch.CURRENT_LUA
-    + """
-local epoch = current_epoch(KEYS[1])
-if epoch ~= ARGV[1] then return {-1, epoch} end
-local verdict, answer = 0, {0, epoch}
-for i = 2, #KEYS do
-  local at = 3 * i - 4
-  local left = redis.call('PTTL', KEYS[i])
-  local count = 0
-  if left > 0 then
-    count = tonumber(redis.call('GET', KEYS[i])) or 0
-  else
-    redis.call('DEL', KEYS[i])
-    left = tonumber(ARGV[at + 2])
-  end
-  if verdict == 0 and count + tonumber(ARGV[at + 1]) > tonumber(ARGV[at]) then verdict = i - 1 end
-  answer[#answer + 1] = count
-  answer[#answer + 1] = left
-end
-answer[1] = verdict
-if verdict == 0 then
-  for i = 2, #KEYS do
-    local at = 3 * i - 4
-    redis.call('INCRBY', KEYS[i], ARGV[at + 1])
-    redis.call('PEXPIRE', KEYS[i], answer[2 * i])
-    answer[2 * i - 1] = answer[2 * i - 1] + tonumber(ARGV[at + 1])
-  end
-end
-return answer
-"""
-)
-
-# KEYS: a counter. ARGV: what to add, and the Unix ms at which the window ends that the call was admitted in.
-_CORRECT = opengate_redis.Script("""
-local left = redis.call('PTTL', KEYS[1])
-if left <= 0 then return end
-local now = redis.call('TIME')
-if math.abs(now[1] * 1000 + math.floor(now[2] / 1000) + left - tonumber(ARGV[2])) > 2000 then return end
-if redis.call('INCRBY', KEYS[1], ARGV[1]) < 0 then redis.call('SET', KEYS[1], 0, 'KEEPTTL') end
-""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,12 +85,16 @@ async def grants() -> Grants:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """One limit's counter after an admission or a refusal; `ends_ms` in Unix milliseconds."""
+    """One limit's counter after an admission or a refusal.
+
+    It is empty in `reset_ms`, at `ends_ms` of Redis' clock; what was refused would fit in `wait_ms`.
+    """
 
     type: str
     limit: int
     count: int
-    left_ms: int
+    reset_ms: int
+    wait_ms: int
     ends_ms: int
 
     @property
@@ -146,6 +106,7 @@ class Window:
 class Admission:
     """What was taken for one call."""
 
+    call_id: str
     user_id: int
     router_id: int
     prompt_tokens: int = 0
@@ -170,15 +131,19 @@ class Admission:
 
     def _given_back(self) -> Iterator[Command]:
         for window in self.windows:
-            yield self._add(window, -1 if window.type in ("rpm", "rpd") else -self.prompt_tokens)
+            yield self._add(window, -self._cost(window))
+
+    def _cost(self, window: Window) -> int:
+        return 1 if window.type in ("rpm", "rpd") else self.prompt_tokens
 
     def _add(self, window: Window, delta: int) -> Command:
         key = _counter(window.type, self.user_id, self.router_id, window.limit)
-        return _CORRECT.command([key], [delta, window.ends_ms])
+        length_ms = WINDOW_SECONDS[window.type] * 1000
+        return _strategy().correct.command([key], [delta, self._cost(window), length_ms, window.ends_ms, self.call_id])
 
 
 async def admit(
-    principal: Principal, router: Router, limits: Limits, prompt_tokens: int
+    principal: Principal, router: Router, limits: Limits, prompt_tokens: int, call_id: str
 ) -> Admission | Literal["stale"]:
     """Take one request and its prompt tokens from all limits, or nothing.
 
@@ -194,31 +159,37 @@ async def admit(
     values = arguments[::3]
     keys = [epoch.KEY, *(_counter(t, principal.user_id, router.id, v) for t, v in zip(types, values, strict=True))]
     try:
-        answer = await _ADMIT.run(keys, [epoch.known(), *arguments])
+        answer = await _strategy().admit.run(keys, [epoch.known(), call_id, *arguments])
     except RedisAway:
         if settings.LIMITS_FAIL_OPEN:
-            return Admission(principal.user_id, router.id)
+            return Admission(call_id, principal.user_id, router.id)
         raise LimitsAway from None
     verdict, newest = answer[0], int(answer[1])
     if verdict == -1:
         epoch.observe(newest)
         return "stale"
-    now_ms = int(time.time() * 1000)
-    windows = [
-        Window(type, limit, count, left_ms, now_ms + left_ms)
-        for type, limit, count, left_ms in zip(types, values, answer[2::2], answer[3::2], strict=True)
+    now_ms = answer[2]
+    found = [
+        Window(type, limit, count, reset_ms, wait_ms, now_ms + reset_ms)
+        for type, limit, count, reset_ms, wait_ms in zip(
+            types, values, answer[3::3], answer[4::3], answer[5::3], strict=True
+        )
     ]
     if verdict:
-        refused = windows[verdict - 1]
+        refused = found[verdict - 1]
         raise RateLimitExceeded(
             f"{refused.limit} {WORDS[refused.type]} exceeded (remaining: {refused.remaining}).",
-            headers={"Retry-After": str(-(-refused.left_ms // 1000)), **_headers(windows)},
+            headers={"Retry-After": str(max(-(-refused.wait_ms // 1000), 1)), **_headers(found)},
         )
-    return Admission(principal.user_id, router.id, prompt_tokens, windows)
+    return Admission(call_id, principal.user_id, router.id, prompt_tokens, found)
+
+
+def _strategy() -> windows.Strategy:
+    return windows.STRATEGIES[settings.RATE_LIMITING_STRATEGY]
 
 
 def _counter(type: str, user_id: int, router_id: int, limit: int) -> str:
-    return f"opengate:limit:{type}:{user_id}:{router_id}:{limit}"
+    return f"opengate:limit:{type}:{user_id}:{router_id}:{limit}:{settings.RATE_LIMITING_STRATEGY}"
 
 
 def _headers(windows: Sequence[Window]) -> dict[str, str]:
@@ -228,7 +199,7 @@ def _headers(windows: Sequence[Window]) -> dict[str, str]:
         if tightest is not None:
             found[f"x-ratelimit-limit-{kind}"] = str(tightest.limit)
             found[f"x-ratelimit-remaining-{kind}"] = str(tightest.remaining)
-            found[f"x-ratelimit-reset-{kind}"] = _duration(tightest.left_ms)
+            found[f"x-ratelimit-reset-{kind}"] = _duration(tightest.reset_ms)
     return found
 
 

@@ -1,15 +1,22 @@
-"""What a role may use, and what was used."""
+"""What a role may use, what a user may spend, and what was used."""
 
 from collections.abc import Mapping
-from typing import ClassVar
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, ClassVar, Self
+from zoneinfo import ZoneInfo, available_timezones
 
 from django.conf import settings
+from django.core.exceptions import ValidationError
+from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
-from django.db.models import Q
+from django.db.models import F, Q
 
-from accounts.models import Key, Organization, Role
+from accounts.models import Key, Organization, Role, User
+from opengate import audit
 from routing.errors import RouterNotFound
 from routing.models import Provider, Router
+from usage import calendar
 
 
 class LimitType(models.TextChoices):
@@ -76,11 +83,218 @@ class Endpoint(models.TextChoices):
     SEARCH = "/v1/search", "/v1/search"
 
 
+class Period(models.TextChoices):
+    DAY = "day", "day"
+    MONTH = "month", "month"
+
+
+def is_time_zone(name: str) -> None:
+    if name not in available_timezones():
+        raise ValidationError(f"{name} is no time zone, such as Europe/Paris.")
+
+
+class AccountQuerySet(models.QuerySet["Account"]):
+    def of(self, user: User) -> "Account":
+        """The user's account, locked until the transaction ends; made when it is missing."""
+        Account.objects.bulk_create([Account(user=user)], ignore_conflicts=True)
+        return self.select_for_update(of=("self",)).select_related("user").get(user=user)
+
+    def set_budget(self, user: User, amount: Decimal | None) -> None:
+        """Leave the user this much to spend, null for no limit; run it in a transaction."""
+        if amount is not None or self.filter(user=user).exists():
+            self.of(user).set_budget(amount)
+
+    def due(self, now: datetime) -> Self:
+        return self.filter(refills__lte=now)
+
+    def release(self, reservation: "Reservation") -> None:
+        self.filter(pk=reservation.user_id).update(
+            reserved=F("reserved") - reservation.cost, carbon_reserved=F("carbon_reserved") - reservation.gco2eq
+        )
+
+
+def _amount(help_text: str, **how: Any) -> "models.DecimalField[Any, Any]":
+    return models.DecimalField(max_digits=24, decimal_places=6, help_text=help_text, **how)
+
+
+def _limit(help_text: str) -> "models.DecimalField[Any, Any]":
+    return _amount(help_text, null=True, blank=True, validators=[MinValueValidator(Decimal(0))])
+
+
+class Account(models.Model):
+    """What a user has spent, ever, and may spend: money in the currency of the costs, carbon in grams of CO2eq.
+
+    `spent` only grows, with the records of the ledger, and equals their sum. A budget of x is `granted` = `spent` + x,
+    null is unlimited; so what is left needs no figure of its own, and a budget that is set anew forgets an overrun.
+    `reserved` is the sum of the user's reservations. Calls move `spent` and `reserved` in SQL alone (`usage.ledger`,
+    `usage.budgets`); a row in memory is for reading, and for the fields that an administrator sets.
+    """
+
+    user = models.OneToOneField(User, on_delete=models.CASCADE, primary_key=True, related_name="account")
+    granted = _amount("Spent and left together; null is unlimited.", null=True, editable=False)
+    spent = _amount("All costs of the user's calls.", default=Decimal(0), editable=False)
+    reserved = _amount("Estimated costs of calls under way.", default=Decimal(0), editable=False)
+    carbon_granted = _amount("Spent and left together, grams; null is unlimited.", null=True, editable=False)
+    carbon_spent = _amount("Grams of CO2eq of all the user's calls.", default=Decimal(0), editable=False)
+    carbon_reserved = _amount("Estimated grams of calls under way.", default=Decimal(0), editable=False)
+    allowance = _limit("What the budget is set to at the beginning of each period; empty leaves it alone.")
+    carbon_allowance = _limit("Grams of CO2eq that may be spent in each period; empty leaves that alone.")
+    period = models.CharField(
+        max_length=8, choices=Period.choices, blank=True, help_text="How often allowances refill."
+    )
+    time_zone = models.CharField(
+        max_length=64, default="UTC", validators=[is_time_zone], help_text="Whose clock counts."
+    )
+    refill_day = models.PositiveSmallIntegerField(
+        default=1,
+        validators=[MinValueValidator(1), MaxValueValidator(28)],
+        help_text="Day of the month at which a monthly allowance refills, 1 to 28.",
+    )
+    refill_hour = models.PositiveSmallIntegerField(
+        default=0, validators=[MaxValueValidator(23)], help_text="Hour of the day at which it refills, 0 to 23."
+    )
+    refills = models.DateTimeField(null=True, editable=False, help_text="When it refills next.")
+
+    objects = AccountQuerySet.as_manager()
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(condition=Q(granted__isnull=True) | Q(granted__gte=0), name="account_granted"),
+            models.CheckConstraint(condition=Q(spent__gte=0), name="account_spent_not_negative"),
+            models.CheckConstraint(condition=Q(reserved__gte=0), name="account_reserved_not_negative"),
+            models.CheckConstraint(
+                condition=Q(carbon_granted__isnull=True) | Q(carbon_granted__gte=0), name="account_carbon_granted"
+            ),
+            models.CheckConstraint(condition=Q(carbon_spent__gte=0), name="account_carbon_spent_not_negative"),
+            models.CheckConstraint(condition=Q(carbon_reserved__gte=0), name="account_carbon_reserved_not_negative"),
+            models.CheckConstraint(
+                condition=(Q(allowance__isnull=True) | Q(allowance__gte=0))
+                & (Q(carbon_allowance__isnull=True) | Q(carbon_allowance__gte=0)),
+                name="account_allowances_not_negative",
+            ),
+            models.CheckConstraint(
+                condition=Q(period="", refills__isnull=True, allowance__isnull=True, carbon_allowance__isnull=True)
+                | Q(period__in=Period.values, refills__isnull=False),
+                name="account_allowance_has_a_period",
+            ),
+        ]
+        indexes = [models.Index(fields=["refills"], name="account_by_refill", condition=Q(refills__isnull=False))]
+
+    def __str__(self) -> str:
+        return f"Account of {self.user}"
+
+    @property
+    def budget(self) -> Decimal | None:
+        """What is left to spend, calls under way not counted; null is unlimited."""
+        return None if self.granted is None else max(self.granted - self.spent, Decimal(0))
+
+    @property
+    def carbon_budget(self) -> Decimal | None:
+        """Grams that are left; null is unlimited."""
+        return None if self.carbon_granted is None else max(self.carbon_granted - self.carbon_spent, Decimal(0))
+
+    def clean(self) -> None:
+        if not self.period and not (self.allowance is None and self.carbon_allowance is None):
+            raise ValidationError({"period": "An allowance needs a period."})
+
+    def set_budget(self, amount: Decimal | None) -> None:
+        """Leave this much to spend, or no limit; run it on a locked row. An allowance keeps what null would lift."""
+        granted = None if amount is None else self.spent + amount
+        if granted == self.granted or (amount is None and self.allowance is not None):
+            return
+        before, self.granted = self.budget, granted
+        self.save(update_fields=["granted"])
+        audit.record(self.user, budget=(before, self.budget))
+
+    def set_carbon_budget(self, grams: Decimal | None) -> None:
+        """As `set_budget`, in grams of CO2eq."""
+        granted = None if grams is None else self.carbon_spent + grams
+        if granted == self.carbon_granted or (grams is None and self.carbon_allowance is not None):
+            return
+        before, self.carbon_granted = self.carbon_budget, granted
+        self.save(update_fields=["carbon_granted"])
+        audit.record(self.user, carbon_budget=(before, self.carbon_budget))
+
+    def set_allowances(self, now: datetime) -> None:
+        """Put the allowances and their calendar, as they are in memory, in force; what is new is there at once."""
+        self.refills = self._next_refill(now) if self.period else None
+        fields = ["allowance", "carbon_allowance", "period", "time_zone", "refill_day", "refill_hour", "refills"]
+        before = Account.objects.get(pk=self.pk)
+        if self.allowance is not None and self.allowance != before.allowance:
+            self.granted = self.spent + self.allowance
+            fields.append("granted")
+        if self.carbon_allowance is not None and self.carbon_allowance != before.carbon_allowance:
+            self.carbon_granted = self.carbon_spent + self.carbon_allowance
+            fields.append("carbon_granted")
+        self.save(update_fields=fields)
+
+    def refill(self, now: datetime) -> None:
+        """Begin a new period; run it on a locked row. What was left of the last one is forgotten, overruns too."""
+        changes: dict[str, Any] = {"refills": self._next_refill(now)}
+        if self.allowance is not None:
+            changes["granted"] = F("spent") + self.allowance
+        if self.carbon_allowance is not None:
+            changes["carbon_granted"] = F("carbon_spent") + self.carbon_allowance
+        Account.objects.filter(pk=self.pk).update(**changes)
+
+    def _next_refill(self, now: datetime) -> datetime:
+        zone = ZoneInfo(self.time_zone)
+        if self.period == Period.DAY:
+            return calendar.next_day(now, zone, self.refill_hour)
+        return calendar.next_month(now, zone, self.refill_day, self.refill_hour)
+
+
+class Reservation(models.Model):
+    """What a call under way may cost: taken from the user's account before it starts, freed by its settlement.
+
+    It is kept alive by the process that answers the call; one that expires belongs to a process that died, and is
+    settled at its estimate. `record` is the usage record as it would be then.
+    """
+
+    request_id = models.CharField(max_length=32, primary_key=True)
+    user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="reservations")
+    cost = _amount("Estimated cost, in the account's `reserved`.")
+    gco2eq = _amount("Estimated grams of CO2eq, in the account's `carbon_reserved`.")
+    prompt_tokens = models.PositiveIntegerField()
+    completion_tokens = models.PositiveIntegerField()
+    record = models.JSONField()
+    created = models.DateTimeField()
+    expires = models.DateTimeField(db_index=True)
+
+    class Meta:
+        ordering: ClassVar[list[str]] = ["created"]
+        constraints = [
+            models.CheckConstraint(condition=Q(cost__gte=0) & Q(gco2eq__gte=0), name="reservation_not_negative")
+        ]
+
+    def __str__(self) -> str:
+        return self.request_id
+
+
+class Estimate(models.Model):
+    """What a router's calls usually need, learned from its last ones: the 95th percentile, or the most of a few."""
+
+    router = models.OneToOneField(Router, on_delete=models.CASCADE, primary_key=True, related_name="estimate")
+    prompt_tokens = models.PositiveIntegerField()
+    completion_tokens = models.PositiveIntegerField()
+    calls = models.PositiveIntegerField(help_text="How many calls it was learned from.")
+
+    def __str__(self) -> str:
+        return f"{self.prompt_tokens} and {self.completion_tokens} tokens"
+
+
 class Outcome(models.TextChoices):
     FINISHED = "finished", "Finished"
     CLIENT_LEFT = "client_left", "Caller hung up"
     UPSTREAM_FAILED = "upstream_failed", "Provider failed"
+    REFUSED_MIDWAY = "refused_midway", "Refused after admission"
     FAILED = "failed", "Gateway failed"
+    RECOVERED = "recovered", "Process died; charged at the estimate"
+
+
+def _trace(model: Any, **how: Any) -> "models.ForeignKey[Any, Any]":
+    """The id of a row that may be gone: history keeps it, and a deletion does not search ten million records."""
+    return models.ForeignKey(model, models.DO_NOTHING, null=True, db_constraint=False, db_index=False, **how)
 
 
 class UsageRecord(models.Model):
@@ -92,16 +306,15 @@ class UsageRecord(models.Model):
 
     request_id = models.CharField(max_length=32, unique=True)
     created = models.DateTimeField()
-    user = models.ForeignKey(
-        settings.AUTH_USER_MODEL, models.SET_NULL, null=True, db_constraint=False, related_name="usage_records"
-    )
+    user = _trace(settings.AUTH_USER_MODEL, related_name="usage_records")
     user_email = models.CharField("user", max_length=254)
-    organization = models.ForeignKey(Organization, models.SET_NULL, null=True, db_constraint=False, db_index=False)
-    key = models.ForeignKey(Key, models.SET_NULL, null=True, db_constraint=False, db_index=False)
+    organization = _trace(Organization)
+    organization_name = models.CharField("organization", max_length=255, null=True)
+    key = _trace(Key)
     key_name = models.CharField("key", max_length=255)
-    router = models.ForeignKey(Router, models.SET_NULL, null=True, db_constraint=False, db_index=False)
+    router = _trace(Router)
     router_name = models.CharField("router", max_length=255)
-    provider = models.ForeignKey(Provider, models.SET_NULL, null=True, db_constraint=False, db_index=False)
+    provider = _trace(Provider)
     provider_model_name = models.CharField("provider's model", max_length=255, null=True)
     endpoint = models.CharField(max_length=64)
     method = models.CharField(max_length=8)
@@ -124,14 +337,65 @@ class UsageRecord(models.Model):
     kwh_max = models.FloatField("kWh, most", default=0)
     kgco2eq_min = models.FloatField("kgCO2eq, least", default=0)
     kgco2eq_max = models.FloatField("kgCO2eq, most", default=0)
+    gco2eq = models.DecimalField(
+        "gCO2eq", max_digits=24, decimal_places=6, default=0, help_text="Grams between least and most, as accounted."
+    )
 
     class Meta:
-        ordering: ClassVar[list[str]] = ["-id"]
+        ordering: ClassVar[list[str]] = ["-created", "-id"]
         indexes = [
-            models.Index(fields=["user", "-created"], name="usage_by_user"),
+            # With the status, so that a user's answered calls are counted in the index.
+            models.Index(fields=["user", "-created"], include=["status"], name="usage_of_user"),
+            models.Index(fields=["router", "-created"], name="usage_of_router"),
             models.Index(fields=["-created"], name="usage_by_time"),
+            models.Index(fields=["outcome", "-created"], condition=~Q(outcome="finished"), name="usage_not_finished"),
         ]
-        constraints = [models.CheckConstraint(condition=Q(cost__gte=0), name="usage_cost_not_negative")]
+        constraints = [
+            models.CheckConstraint(condition=Q(cost__gte=0) & Q(gco2eq__gte=0), name="usage_cost_not_negative")
+        ]
 
     def __str__(self) -> str:
         return self.request_id
+
+
+class DailyUsage(models.Model):
+    """The sums of a UTC day's records of one user, key, organization, router and provider.
+
+    Written in the statement that writes the records, so the two agree at any moment. It stays when records are old
+    enough to be deleted; names are those of the day's last record.
+    """
+
+    day = models.DateField()
+    user = _trace(settings.AUTH_USER_MODEL, related_name="daily_usage")
+    user_email = models.CharField("user", max_length=254)
+    organization = _trace(Organization)
+    organization_name = models.CharField("organization", max_length=255, null=True)
+    key = _trace(Key)
+    key_name = models.CharField("key", max_length=255)
+    router = _trace(Router)
+    router_name = models.CharField("router", max_length=255)
+    provider = _trace(Provider)
+    provider_model_name = models.CharField("provider's model", max_length=255, null=True)
+    requests = models.PositiveBigIntegerField(default=0)
+    errors = models.PositiveBigIntegerField(default=0, help_text="Calls without an answer of status 2xx.")
+    prompt_tokens = models.PositiveBigIntegerField(default=0)
+    completion_tokens = models.PositiveBigIntegerField(default=0)
+    cost = models.DecimalField(max_digits=24, decimal_places=6, default=0)
+    gco2eq = models.DecimalField("gCO2eq", max_digits=24, decimal_places=6, default=0)
+    kwh = models.FloatField("kWh", default=0)
+    records_deleted = models.BooleanField(default=False, help_text="The records of that day are no longer kept.")
+
+    class Meta:
+        ordering: ClassVar[list[str]] = ["-day", "-id"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["day", "user", "key", "organization", "router", "provider"],
+                nulls_distinct=False,
+                name="one_sum_a_day",
+            )
+        ]
+        indexes = [models.Index(fields=["user", "-day"], name="daily_usage_of_user")]
+        verbose_name_plural = "daily usage"
+
+    def __str__(self) -> str:
+        return f"{self.day} {self.user_email} {self.router_name}"

@@ -78,14 +78,16 @@ def _claim() -> bool:
 def _store(client: redis.Redis, texts: list[bytes]) -> int:
     """Store a batch; an entry that is no record of ours is put aside for a human, and the rest goes on."""
     try:
-        return ledger.store([from_json(text) for text in texts])
+        with transaction.atomic():
+            return ledger.store([from_json(text) for text in texts])
     except _UNFIT:
         return sum(_store_one(client, text) for text in texts)
 
 
 def _store_one(client: redis.Redis, text: bytes) -> int:
     try:
-        return ledger.store([from_json(text)])
+        with transaction.atomic():
+            return ledger.store([from_json(text)])
     except _UNFIT:
         logger.exception("A usage record cannot be stored and is kept in %s: %.1000r", REJECTED, text)
         client.xadd(REJECTED, {"record": text})

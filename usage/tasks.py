@@ -2,10 +2,35 @@
 
 from celery import shared_task
 
-from usage import spool
+from usage import budgets, retention, spool
 
 
 @shared_task
 def drain_usage() -> None:
     """Move settled usage from Redis to Postgres."""
     spool.drain()
+
+
+@shared_task
+def recover_reservations() -> None:
+    """Settle calls whose processes died; what they had settled themselves goes first."""
+    spool.drain()
+    budgets.recover()
+
+
+@shared_task
+def learn_estimates() -> None:
+    """Remember what the last calls needed."""
+    budgets.learn()
+
+
+@shared_task
+def refill_accounts() -> None:
+    """Begin new periods; who calls first begins its own."""
+    budgets.refill_due()
+
+
+@shared_task
+def delete_old_usage() -> None:
+    """Delete records that are older than the setting keeps."""
+    retention.delete_old()

@@ -9,7 +9,7 @@ from django.utils import timezone
 from accounts.models import Role, User
 from routing.models import Router
 from tests.conftest import PASSWORD
-from tests.usage.records import record
+from tests.usage.records import left, record
 from usage import ledger
 from usage.models import Limit, UsageRecord
 
@@ -77,12 +77,17 @@ def test_a_user_is_made_with_a_password_a_role_and_a_budget(console, role):
         "password1": PASSWORD,
         "password2": PASSWORD,
         "role": role.id,
-        "budget": "12.5",
         "priority": "0",
+        "account-TOTAL_FORMS": "1",
+        "account-INITIAL_FORMS": "0",
+        "account-0-budget": "12.5",
+        "account-0-time_zone": "UTC",
+        "account-0-refill_day": "1",
+        "account-0-refill_hour": "0",
     }
     assert console.post("/admin/accounts/user/add/", form).status_code == 302
     user = User.objects.get(email="new@example.org")
-    assert (user.check_password(PASSWORD), str(user.budget)) == (True, "12.500000")
+    assert (user.check_password(PASSWORD), str(left(user))) == (True, "12.500000")
     assert user.password.startswith("argon2")
 
 

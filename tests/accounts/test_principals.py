@@ -51,12 +51,6 @@ def test_a_key_finds_its_owner_with_role_and_permissions(owner):
     assert (principal.role_id, principal.organization_id) == (owner.role_id, owner.organization_id)
     assert principal.grants(Permission.READ_METRIC)
     assert not principal.grants(Permission.ADMIN)
-    assert not principal.has_budget
-
-
-def test_a_budget_of_zero_is_a_budget(owner):
-    User.objects.filter(id=owner.id).update(budget=0)
-    assert find(Key.objects.issue(owner, "laptop")[1]).has_budget
 
 
 def test_a_key_that_nobody_made_opens_nothing(owner):

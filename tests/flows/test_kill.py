@@ -14,6 +14,7 @@ from routing.models import Router
 from tests.conftest import CHAT
 from tests.flows.worker import Worker
 from tests.server import Server
+from tests.usage.records import fund, left
 from usage import spool
 from usage.models import UsageRecord
 
@@ -98,8 +99,7 @@ def test_what_was_answered_is_counted_once_though_everything_is_killed(
     server, worker, router, ada, key_of, chat, redis_client, budget
 ):
     Router.objects.filter(id=router.id).update(cost_prompt_tokens=1_000_000, cost_completion_tokens=2_000_000)
-    ada.budget = budget
-    ada.save()
+    fund(ada, budget)
 
     key = key_of(ada)
     with server.client(key) as client:
@@ -126,5 +126,4 @@ def test_what_was_answered_is_counted_once_though_everything_is_killed(
     assert set(load.answered) <= set(recorded)
     assert len(recorded) - len(load.answered) <= min(load.cut, THREADS)  # settled, and the last byte was lost
     assert redis_client.xlen(spool.REJECTED) == 0
-    ada.refresh_from_db()
-    assert ada.budget == (None if budget is None else budget - cost)
+    assert left(ada) == (None if budget is None else budget - cost)

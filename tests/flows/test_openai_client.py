@@ -3,7 +3,6 @@
 import asyncio
 import json
 import re
-from decimal import Decimal
 from typing import Any
 
 import openai
@@ -11,6 +10,7 @@ import pytest
 
 from routing.models import Router
 from tests.upstream import WORDS, completion
+from tests.usage.records import fund
 from usage.models import Limit
 
 MESSAGES: list[Any] = [{"role": "user", "content": "Say hello."}]
@@ -161,8 +161,7 @@ def test_what_the_upstream_refuses_is_a_bad_request_in_its_own_words(client, rou
 
 def test_a_used_up_budget_is_a_bad_request(client, router, ada):
     Router.objects.filter(id=router.id).update(cost_prompt_tokens=1)
-    ada.budget = Decimal(0)
-    ada.save()
+    fund(ada, 0)
     with pytest.raises(openai.BadRequestError, match=r"Insufficient budget\."):
         client.chat.completions.create(**HELLO)
 

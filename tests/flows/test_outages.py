@@ -14,6 +14,7 @@ from accounts.models import Key
 from tests.conftest import PASSWORD
 from tests.proxy import Proxy
 from tests.server import Server
+from tests.usage.records import fund
 from usage.models import Limit
 
 
@@ -129,8 +130,7 @@ def test_without_postgres_known_keys_go_on_and_nobody_hears_401(
 def test_without_postgres_a_budget_cannot_be_known(serve, folder, postgres_cable, router, ada, key_of, chat):
     router.cost_prompt_tokens = 1
     router.save()
-    ada.budget = 10
-    ada.save()
+    fund(ada, 10)
     server = serve(**over_postgres(folder))
     with server.client(key_of(ada)) as client:
         assert chat(client).status_code == 200

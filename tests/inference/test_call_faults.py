@@ -14,6 +14,7 @@ from routing.models import Provider, Router
 from tests.flows.load import Callers
 from tests.server import Server
 from tests.upstream import event
+from tests.usage.records import fund, left
 from usage.models import Limit
 
 TYPES = {
@@ -103,8 +104,7 @@ def test_limits_hold_at_every_endpoint(as_ada, model, path, type, upstream):
 @pytest.mark.parametrize("path", PATHS)
 def test_an_empty_budget_is_refused_at_every_endpoint(as_ada, ada, model, path, upstream):
     model(path)
-    ada.budget = Decimal(0)
-    ada.save()
+    fund(ada, 0)
     response = ask(as_ada, path)
     assert (response.status_code, response.json()["detail"]) == (400, "Insufficient budget.")
     assert upstream.received == []
@@ -112,13 +112,11 @@ def test_an_empty_budget_is_refused_at_every_endpoint(as_ada, ada, model, path, 
 
 def test_embeddings_are_paid_by_their_prompt_tokens(as_ada, ada, model, upstream, records):
     model("/v1/embeddings")
-    ada.budget = Decimal(10)
-    ada.save()
+    fund(ada, 10)
     upstream.reply(ANSWERS["/v1/embeddings"] | {"usage": {"prompt_tokens": 4, "total_tokens": 4}})
     response = ask(as_ada, "/v1/embeddings")
     assert response.json()["usage"]["cost"] == 4
-    ada.refresh_from_db()
-    assert ada.budget == 6
+    assert left(ada) == 6
     (record,) = records()
     assert (record.cost, record.prompt_tokens, record.kgco2eq_max) == (4, 4, 0)
 

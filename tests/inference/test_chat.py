@@ -7,6 +7,7 @@ import pytest
 
 from routing.models import Router
 from tests.upstream import WORDS, chunk, completion, event, finish, story, usage_chunk
+from tests.usage.records import fund, left
 
 
 def test_a_completion_comes_back_with_the_callers_model_name_and_our_usage(as_ada, router, chat, upstream):
@@ -195,14 +196,11 @@ def test_a_stream_that_just_stops_is_no_finished_answer(as_ada, router, chat, up
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_budget_is_lowered_by_the_cost_at_once(as_ada, router, ada, chat, records, stream):
     Router.objects.filter(id=router.id).update(cost_completion_tokens=1_000_000)
-    ada.budget = Decimal(20)
-    ada.save()
+    fund(ada, 20)
     assert chat(as_ada, stream=stream).status_code == 200
-    ada.refresh_from_db()
-    assert ada.budget == Decimal(8)
+    assert left(ada) == 8
     assert chat(as_ada, stream=stream).status_code == 200
-    ada.refresh_from_db()
-    assert ada.budget == 0
+    assert left(ada) == 0
     refused = chat(as_ada, stream=stream)
     assert (refused.status_code, refused.json()["detail"]) == (400, "Insufficient budget.")
     assert len(records(2)) == 2

@@ -9,14 +9,16 @@ from django.utils import timezone
 from accounts.models import Key, User
 from tests.conftest import PASSWORD
 from tests.server import Server
+from tests.usage.records import fund
 from usage.models import Limit, UsageRecord
 
 
 @pytest.fixture
 def ada_in_full(ada, router):
     """ada with everything that a careless change could wipe out."""
-    ada.budget, ada.expires, ada.priority = 5, timezone.now() + timedelta(days=1), 2
+    ada.expires, ada.priority = timezone.now() + timedelta(days=1), 2
     ada.save()
+    fund(ada, 5)
     return ada
 
 
@@ -152,7 +154,7 @@ def test_deleting_a_user_closes_its_keys_and_keeps_its_usage(as_admin, as_ada, a
     assert as_admin.delete(f"/v1/admin/users/{ada.id}").status_code == 204
     assert as_ada.get("/v1/me/info").status_code == 401
     record = UsageRecord.objects.get()
-    assert (record.user_id, record.user_email, record.key_name) == (None, "ada@example.org", "test")
+    assert (record.user_id, record.user_email, record.key_name) == (ada.id, "ada@example.org", "test")
 
 
 def test_administrators_may_delete_themselves(as_admin, admin):

@@ -14,6 +14,7 @@ from accounts.models import Key, Role, User
 from tests.conftest import PASSWORD
 from tests.flows.test_changes_in_force import Console
 from tests.management.conftest import World, model_list
+from tests.usage.records import fund
 from usage.models import Limit
 
 
@@ -138,7 +139,7 @@ def test_what_was_not_changed_or_not_done_leaves_nothing(world, entries):
 
 
 def test_calls_and_settlements_leave_nothing(world, entries, router, as_ada, ada, chat, records):
-    User.objects.filter(id=ada.id).update(budget=5)
+    fund(ada, 5)
     before = len(entries())
     assert chat(as_ada).status_code == 200
     records(1)

@@ -6,6 +6,7 @@ import pytest
 
 from opengate import epoch
 from tests.upstream import completion
+from tests.usage.records import fund
 from usage.models import Limit
 
 
@@ -66,8 +67,7 @@ def test_a_call_without_budget_gives_its_place_back(as_ada, router, ada, chat, r
     limit(router, rpm=100, tpm=100)
     router.cost_prompt_tokens = 1
     router.save()
-    ada.budget = 0
-    ada.save()
+    fund(ada, 0)
     assert chat(as_ada).status_code == 400
     assert counters(redis_client) == {"rpm": 0, "tpm": 0}
 

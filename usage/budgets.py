@@ -1,0 +1,291 @@
+"""Budgets under parallel calls: what a call may cost is taken from its user's account before the call starts.
+
+A reservation is one statement in Postgres that takes or refuses, so any number of processes agree. Its estimate is
+exact where the caller says how long the answer may be, else what this router's answers usually need. Such a guess alone
+refuses nobody who has something left and no call under way: so a small budget can be spent to its end, by one call at a
+time, and is overrun by what one call was misjudged.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from django.conf import settings
+from django.db import connection, transaction
+from django.utils import timezone
+from pydantic_core import to_json
+
+from opengate.database import commit, in_thread
+from opengate.epoch import Replica
+from opengate.errors import APIError, DatabaseAway
+from routing.snapshot import Router
+from usage import ledger
+from usage.errors import InsufficientBudget, InsufficientCarbonBudget
+from usage.ledger import Record
+from usage.models import Account, Outcome, Reservation
+
+logger = logging.getLogger(__name__)
+
+LEARNED_FROM = 200  # calls of a router
+RECOVERED_AT_ONCE = 200
+BEATS_A_LEASE = 3
+RECOVERED_STATUS = 500  # nobody knows what the caller saw; no answer came to its end
+
+# A call's need: known is what it costs for certain, wanted what is reserved. Taken when everything fits, or when only
+# a guess does not and nothing else is under way.
+_RESERVE = """
+WITH need AS (
+    SELECT *, round((prompt * %(price_prompt)s + completion * %(price_completion)s) / 1000000, 6) AS cost,
+           round(completion * %(grams_a_token)s, 6) AS grams,
+           round((%(prompt)s * %(price_prompt)s + known_completion * %(price_completion)s) / 1000000, 6) AS known_cost,
+           round(known_completion * %(grams_a_token)s, 6) AS known_grams
+    FROM (
+        SELECT CASE WHEN %(prompt)s > 0 THEN %(prompt)s ELSE coalesce(max(prompt_tokens), %(unknown_prompt)s) END
+                   AS prompt,
+               coalesce(%(completion)s, least(coalesce(max(completion_tokens), %(unknown_completion)s)
+                   * %(answers)s::bigint, 2147483647)) AS completion,
+               coalesce(%(completion)s, 0) AS known_completion
+        FROM usage_estimate WHERE router_id = %(router)s
+    ) AS tokens
+), taken AS (
+    UPDATE usage_account SET reserved = reserved + cost, carbon_reserved = carbon_reserved + grams FROM need
+    WHERE user_id = %(user)s AND (refills IS NULL OR refills > now())
+      AND (granted IS NULL OR %(is_free)s OR granted > spent + reserved AND (
+          granted >= spent + reserved + cost OR reserved = 0 AND cost > known_cost AND granted >= spent + known_cost))
+      AND (carbon_granted IS NULL OR grams = 0 OR carbon_granted > carbon_spent + carbon_reserved AND (
+          carbon_granted >= carbon_spent + carbon_reserved + grams
+          OR carbon_reserved = 0 AND grams > known_grams AND carbon_granted >= carbon_spent + known_grams))
+    RETURNING user_id
+)
+INSERT INTO usage_reservation
+    (request_id, user_id, cost, gco2eq, prompt_tokens, completion_tokens, record, created, expires)
+SELECT %(request_id)s, user_id, cost, grams, prompt, completion, %(record)s::jsonb, now(),
+       now() + %(lease)s * interval '1 second'
+FROM taken, need
+"""
+
+_KEEP_ALIVE = """
+UPDATE usage_reservation SET expires = now() + %s * interval '1 second' WHERE request_id = ANY(%s)
+"""
+
+_LEARN = """
+INSERT INTO usage_estimate (router_id, prompt_tokens, completion_tokens, calls)
+SELECT router.id, percentile_disc(0.95) WITHIN GROUP (ORDER BY prompt_tokens),
+       percentile_disc(0.95) WITHIN GROUP (ORDER BY completion_tokens), count(*)
+FROM routing_router AS router CROSS JOIN LATERAL (
+    SELECT prompt_tokens, completion_tokens FROM usage_usagerecord AS record
+    WHERE record.router_id = router.id AND outcome = %s ORDER BY created DESC LIMIT %s
+) AS last
+GROUP BY router.id
+ON CONFLICT (router_id) DO UPDATE SET prompt_tokens = EXCLUDED.prompt_tokens,
+    completion_tokens = EXCLUDED.completion_tokens, calls = EXCLUDED.calls
+WHERE (usage_estimate.prompt_tokens, usage_estimate.completion_tokens, usage_estimate.calls)
+    IS DISTINCT FROM (EXCLUDED.prompt_tokens, EXCLUDED.completion_tokens, EXCLUDED.calls)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What is known of a call before it starts, in tokens.
+
+    `completion` is the most that the caller allows, None where it does not say; `answers` is how many it wants. Where
+    nothing is known, `unknown_prompt` and `unknown_completion` stand in until the router has answered.
+    """
+
+    prompt: int = 0
+    completion: int | None = None
+    answers: int = 1
+    unknown_prompt: int = 0
+    unknown_completion: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Limited:
+    """What of a user is limited."""
+
+    money: bool = False
+    carbon: bool = False
+
+
+def _load(user_id: int) -> Limited:
+    account = Account.objects.filter(user_id=user_id).values_list("granted", "carbon_granted").first()
+    return Limited() if account is None else Limited(account[0] is not None, account[1] is not None)
+
+
+_limited = Replica(_load)
+
+
+async def limited(user_id: int) -> Limited:
+    """What of the user is limited, as of the newest epoch this process knows."""
+    return await _limited.get(user_id)
+
+
+def reserve(user_id: int, record: Record, router: Router, need: Need, grams_a_token: float) -> None:
+    """Take what the call may cost from its user's account; `record` is what is stored if its process dies.
+
+    Raises InsufficientBudget or InsufficientCarbonBudget.
+    """
+    parameters: dict[str, Any] = {
+        "request_id": record["request_id"],
+        "user": user_id,
+        "router": router.id,
+        "is_free": not router.has_price,
+        "price_prompt": router.cost_prompt_tokens,
+        "price_completion": router.cost_completion_tokens,
+        "grams_a_token": Decimal(repr(grams_a_token)),
+        "prompt": need.prompt,
+        "completion": need.completion,
+        "answers": need.answers,
+        "unknown_prompt": need.unknown_prompt,
+        "unknown_completion": need.unknown_completion,
+        "record": to_json(record).decode(),
+        "lease": settings.RESERVATION_LEASE_SECONDS,
+    }
+    while True:
+        with connection.cursor() as cursor:
+            cursor.execute(_RESERVE, parameters)
+            if cursor.rowcount:
+                return
+        account = Account.objects.filter(user_id=user_id).first()
+        if account is None:
+            return  # a user who is gone, or whose limits were lifted with it
+        if account.refills is None or account.refills > timezone.now():
+            raise _refusal(account)
+        refill_due(user_id=account.pk)
+
+
+def _refusal(account: Account) -> APIError:
+    if account.carbon_granted is not None and account.carbon_granted <= account.carbon_spent + account.carbon_reserved:
+        return InsufficientCarbonBudget()
+    return InsufficientBudget()
+
+
+def refill_due(**which: Any) -> int:
+    """Begin the new period of accounts whose time has come; answers how many."""
+    refilled = 0
+    for pk in Account.objects.due(timezone.now()).filter(**which).values_list("pk", flat=True).iterator():
+        with transaction.atomic():
+            account = Account.objects.due(timezone.now()).select_for_update().filter(pk=pk).first()
+            if account is not None:
+                account.refill(timezone.now())
+                refilled += 1
+    return refilled
+
+
+def release(request_id: str) -> None:
+    """Free a reservation whose call never began."""
+    with transaction.atomic():
+        held = Reservation.objects.select_for_update().filter(request_id=request_id).first()
+        if held is not None:
+            Account.objects.release(held)
+            held.delete()
+
+
+def recover() -> int:
+    """Settle at their estimates the calls whose processes fell silent; answers how many."""
+    recovered = 0
+    while True:
+        # Not locked: whoever settles one of them meanwhile is as welcome, and the ledger takes only one of the two.
+        found = list(Reservation.objects.filter(expires__lt=timezone.now()).order_by("expires")[:RECOVERED_AT_ONCE])
+        recovered += ledger.store([_recovered(row) for row in found])
+        if len(found) < RECOVERED_AT_ONCE:
+            return recovered
+
+
+def _recovered(row: Reservation) -> Record:
+    record: Record = row.record
+    return record | {
+        "status": RECOVERED_STATUS,
+        "outcome": Outcome.RECOVERED.value,
+        "latency_ms": round((row.expires - row.created).total_seconds() * 1000),
+        "prompt_tokens": row.prompt_tokens,
+        "completion_tokens": row.completion_tokens,
+        "total_tokens": row.prompt_tokens + row.completion_tokens,
+        "tokens_estimated": True,
+        "cost": str(row.cost),
+        "gco2eq": str(row.gco2eq),
+    }
+
+
+def learn() -> None:
+    """Look at each router's last calls, and remember what they needed."""
+
+    def learned() -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(_LEARN, [Outcome.FINISHED, LEARNED_FROM])
+
+    commit(learned)
+
+
+# Reservations under way in this process
+
+
+_areserve = in_thread(reserve)
+_arelease = in_thread(release)
+
+
+def _keep_alive(request_ids: Sequence[str]) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(_KEEP_ALIVE, [settings.RESERVATION_LEASE_SECONDS, list(request_ids)])
+
+
+_akeep_alive = in_thread(_keep_alive)
+
+
+async def areserve(user_id: int, record: Record, router: Router, need: Need, grams_a_token: float) -> None:
+    """`reserve`, kept alive by this event loop until `forget`. A caller who leaves meanwhile leaves nothing behind."""
+    taking = asyncio.ensure_future(_areserve(user_id, record, router, need, grams_a_token))
+    try:
+        await asyncio.shield(taking)
+    except asyncio.CancelledError:
+        task = asyncio.ensure_future(_undo(taking, record["request_id"]))
+        _heart().tasks.add(task)
+        task.add_done_callback(_heart().tasks.discard)
+        raise
+    _heart().request_ids.add(record["request_id"])
+
+
+async def _undo(taking: "asyncio.Future[None]", request_id: str) -> None:
+    try:
+        await taking
+        await _arelease(request_id)
+    except APIError:
+        pass  # refused, or the lease expires
+
+
+def forget(request_id: str) -> None:
+    """Keep a reservation alive no longer."""
+    _heart().request_ids.discard(request_id)
+
+
+class _Heart:
+    """Keeps the reservations of one event loop alive."""
+
+    def __init__(self) -> None:
+        self.request_ids: set[str] = set()
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.task = asyncio.ensure_future(self._beat())
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(settings.RESERVATION_LEASE_SECONDS / BEATS_A_LEASE)
+            if self.request_ids:
+                try:
+                    await _akeep_alive(sorted(self.request_ids))
+                except DatabaseAway:
+                    pass  # a call that is recovered meanwhile is put right when it is settled
+
+
+_hearts: WeakKeyDictionary[asyncio.AbstractEventLoop, _Heart] = WeakKeyDictionary()
+
+
+def _heart() -> _Heart:
+    loop = asyncio.get_running_loop()
+    heart = _hearts.get(loop)
+    if heart is None:
+        heart = _hearts[loop] = _Heart()
+    return heart

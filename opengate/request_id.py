@@ -1,6 +1,7 @@
 """A request id for every answer: the caller's handle on one call, and the key of its usage row and audit entries."""
 
 import secrets
+import time
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from ipaddress import ip_address
@@ -24,8 +25,11 @@ def client_address(request: HttpRequest) -> str | None:
 
 
 def new_request_id() -> str:
-    """32 hex digits, never taken from the caller: usage rows are unique by it."""
-    return secrets.token_hex(16)
+    """32 hex digits, never taken from the caller: usage rows are unique by it.
+
+    The first 12 are the time in milliseconds, so that the index of ten million of them grows at one end.
+    """
+    return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
 
 
 class RequestIdMiddleware:

@@ -38,19 +38,19 @@ RECOVERED_STATUS = 500  # nobody knows what the caller saw; no answer came to it
 # A call's need: known is what it costs for certain, wanted what is reserved. Taken when everything fits, or when only
 # a guess does not and nothing else is under way.
 _RESERVE = """
-WITH need AS (
-    SELECT *, round((prompt * %(price_prompt)s + completion * %(price_completion)s) / 1000000, 6) AS cost,
+WITH tokens AS (
+    SELECT CASE WHEN %(prompt)s > 0 THEN %(prompt)s ELSE coalesce(max(prompt_tokens), %(unknown_prompt)s) END AS prompt,
+           coalesce(%(completion)s, least(coalesce(max(completion_tokens), %(unknown_completion)s)
+               * %(answers)s::bigint, 2147483647)) AS completion,
+           coalesce(%(completion)s, 0) AS known_completion,
+           %(price_prompt)s::numeric AS price_prompt, %(price_completion)s::numeric AS price_completion
+    FROM usage_estimate WHERE router_id = %(router)s
+), need AS (
+    SELECT prompt, completion, round((prompt * price_prompt + completion * price_completion) / 1000000, 6) AS cost,
+           round((%(prompt)s * price_prompt + known_completion * price_completion) / 1000000, 6) AS known_cost,
            round(completion * %(grams_a_token)s, 6) AS grams,
-           round((%(prompt)s * %(price_prompt)s + known_completion * %(price_completion)s) / 1000000, 6) AS known_cost,
            round(known_completion * %(grams_a_token)s, 6) AS known_grams
-    FROM (
-        SELECT CASE WHEN %(prompt)s > 0 THEN %(prompt)s ELSE coalesce(max(prompt_tokens), %(unknown_prompt)s) END
-                   AS prompt,
-               coalesce(%(completion)s, least(coalesce(max(completion_tokens), %(unknown_completion)s)
-                   * %(answers)s::bigint, 2147483647)) AS completion,
-               coalesce(%(completion)s, 0) AS known_completion
-        FROM usage_estimate WHERE router_id = %(router)s
-    ) AS tokens
+    FROM tokens
 ), taken AS (
     UPDATE usage_account SET reserved = reserved + cost, carbon_reserved = carbon_reserved + grams FROM need
     WHERE user_id = %(user)s AND (refills IS NULL OR refills > now())
@@ -60,12 +60,15 @@ WITH need AS (
           carbon_granted >= carbon_spent + carbon_reserved + grams
           OR carbon_reserved = 0 AND grams > known_grams AND carbon_granted >= carbon_spent + known_grams))
     RETURNING user_id
+), held AS (
+    INSERT INTO usage_reservation
+        (request_id, user_id, cost, gco2eq, prompt_tokens, completion_tokens, record, created, expires)
+    SELECT %(request_id)s, user_id, cost, grams, prompt, completion, %(record)s::jsonb, now(),
+           now() + %(lease)s * interval '1 second'
+    FROM taken, need
+    RETURNING request_id
 )
-INSERT INTO usage_reservation
-    (request_id, user_id, cost, gco2eq, prompt_tokens, completion_tokens, record, created, expires)
-SELECT %(request_id)s, user_id, cost, grams, prompt, completion, %(record)s::jsonb, now(),
-       now() + %(lease)s * interval '1 second'
-FROM taken, need
+SELECT EXISTS (SELECT FROM held), cost FROM need
 """
 
 _KEEP_ALIVE = """
@@ -148,20 +151,17 @@ def reserve(user_id: int, record: Record, router: Router, need: Need, grams_a_to
     while True:
         with connection.cursor() as cursor:
             cursor.execute(_RESERVE, parameters)
-            if cursor.rowcount:
+            is_held, cost = cursor.fetchone()
+            if is_held:
                 return
         account = Account.objects.filter(user_id=user_id).first()
         if account is None:
             return  # a user who is gone, or whose limits were lifted with it
         if account.refills is None or account.refills > timezone.now():
-            raise _refusal(account)
+            free = None if account.granted is None else account.granted - account.spent - account.reserved
+            is_affordable = free is None or not router.has_price or (free > 0 and free >= cost)
+            raise InsufficientCarbonBudget if is_affordable else InsufficientBudget
         refill_due(user_id=account.pk)
-
-
-def _refusal(account: Account) -> APIError:
-    if account.carbon_granted is not None and account.carbon_granted <= account.carbon_spent + account.carbon_reserved:
-        return InsufficientCarbonBudget()
-    return InsufficientBudget()
 
 
 def refill_due(**which: Any) -> int:

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from opengate import epoch
 from opengate.redis import Script
 
-_NOW = """
+_CLOCK = """
 local function clock()
   local now = redis.call('TIME')
   return now[1] * 1000 + math.floor(now[2] / 1000)
@@ -164,16 +164,15 @@ return answer
 _CORRECT = "add(KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5])"
 
 
+FUNCTIONS: Mapping[str, str] = {"fixed_window": _FIXED, "moving_window": _MOVING, "sliding_window": _SLIDING}
+
+
 class Strategy:
     """The two scripts of a strategy: `admit` takes from all counters or from none, `correct` changes one."""
 
-    def __init__(self, functions: str) -> None:
-        self.admit = Script(_NOW + functions + epoch.CURRENT_LUA + _ADMIT)
-        self.correct = Script(_NOW + functions + _CORRECT)
+    def __init__(self, name: str, clock: str = _CLOCK) -> None:
+        self.admit = Script(clock + FUNCTIONS[name] + epoch.CURRENT_LUA + _ADMIT)
+        self.correct = Script(clock + FUNCTIONS[name] + _CORRECT)
 
 
-STRATEGIES: Mapping[str, Strategy] = {
-    "fixed_window": Strategy(_FIXED),
-    "moving_window": Strategy(_MOVING),
-    "sliding_window": Strategy(_SLIDING),
-}
+STRATEGIES: Mapping[str, Strategy] = {name: Strategy(name) for name in FUNCTIONS}

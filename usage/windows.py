@@ -82,9 +82,9 @@ end
 local function add(key, delta, cost, window, ends, id)
   local before = string.format('%.0f:%s', cost, id)
   local score = redis.call('ZSCORE', key, before)
-  if not score then return end
-  redis.call('ZREM', key, before)
+  if not score or delta == 0 then return end
   redis.call('ZADD', key, score, string.format('%.0f:%s', cost + delta, id))
+  redis.call('ZREM', key, before) -- second: a set that is emptied loses its expiry
   redis.call('INCRBY', key .. ':sum', delta)
 end
 """

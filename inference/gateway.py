@@ -157,6 +157,7 @@ def _chat_need(payload: Payload) -> Need:
     answers = max(payload.get("n") or 1, 1)
     return Need(
         tokens.of_messages(payload["messages"]),
+        overhead=tokens.of_format(payload["messages"]),
         completion=min(max(allowed) * answers, MAX_TOKENS) if allowed else None,
         answers=min(answers, MAX_TOKENS),
         unknown_completion=settings.UNKNOWN_ANSWER_TOKENS,

@@ -76,6 +76,7 @@ class Call:
         self.ttft_ms: int | None = None
         self.answering = False  # a status 200 is on its way to the caller
         self.has_reservation = False
+        self.estimated_cost: Decimal | None = None
         self.tokens = Tokens()
         self.settled = False
         self._footprint: carbon.Footprint | None = None
@@ -109,7 +110,7 @@ class Call:
         if rate or router.has_price:
             # What it says of tokens is filled in if it is ever used.
             record = self._record(0, Outcome.RECOVERED)
-            await budgets.areserve(self.principal.user_id, record, router, need, rate)
+            self.estimated_cost = await budgets.areserve(self.principal.user_id, record, router, need, rate)
             self.has_reservation = True
 
     def admit_unrouted(self, name: str) -> None:
@@ -294,6 +295,7 @@ class Call:
             cost_prompt_tokens=str(router.cost_prompt_tokens if router else pricing.FREE),
             cost_completion_tokens=str(router.cost_completion_tokens if router else pricing.FREE),
             cost=str(self.cost()),
+            estimated_cost=None if self.estimated_cost is None else str(self.estimated_cost),
             kwh_min=footprint.kwh_min,
             kwh_max=footprint.kwh_max,
             kgco2eq_min=footprint.kgco2eq_min,

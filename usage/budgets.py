@@ -1,9 +1,9 @@
 """Budgets under parallel calls: what a call may cost is taken from its user's account before the call starts.
 
-A reservation is one statement in Postgres that takes or refuses, so any number of processes agree. Its estimate is
-exact where the caller says how long the answer may be, else what this router's answers usually need. Such a guess alone
-refuses nobody who has something left and no call under way: so a small budget can be spent to its end, by one call at a
-time, and is overrun by what one call was misjudged.
+A reservation is one statement in Postgres that takes or refuses, so any number of processes agree. It is what the
+caller allows the answer to have, else what this router's answers usually need, times what its last calls cost more than
+was expected of them. A guess refuses nobody who has no other call under way and enough for what is certain: so a small
+budget can be spent to its end, by one call at a time, and is overrun by what one call was misjudged.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from opengate.database import commit, in_thread
 from opengate.epoch import Replica
 from opengate.errors import APIError, DatabaseAway
 from routing.snapshot import Router
-from usage import ledger
+from usage import ledger, pricing
 from usage.errors import InsufficientBudget, InsufficientCarbonBudget
 from usage.ledger import Record
 from usage.models import Account, Outcome, Reservation
@@ -33,32 +33,55 @@ logger = logging.getLogger(__name__)
 LEARNED_FROM = 200  # calls of a router
 RECOVERED_AT_ONCE = 200
 BEATS_A_LEASE = 3
+TRIES = 4
 RECOVERED_STATUS = 500  # nobody knows what the caller saw; no answer came to its end
 
-# A call's need: known is what it costs for certain, wanted what is reserved. Taken when everything fits, or when only
-# a guess does not and nothing else is under way.
-_RESERVE = """
-WITH tokens AS (
-    SELECT CASE WHEN %(prompt)s > 0 THEN %(prompt)s ELSE coalesce(max(prompt_tokens), %(unknown_prompt)s) END AS prompt,
-           coalesce(%(completion)s, least(coalesce(max(completion_tokens), %(unknown_completion)s)
+# Over `last`, a router's last answers. What they cost beyond expectation is multiplied into the next reservations.
+_LEARNED = """
+    percentile_disc(0.95) WITHIN GROUP (ORDER BY prompt_tokens) AS prompt_tokens,
+    percentile_disc(0.95) WITHIN GROUP (ORDER BY completion_tokens) AS completion_tokens,
+    coalesce(percentile_disc(0.95) WITHIN GROUP (
+        ORDER BY round(least(greatest(cost / nullif(estimated_cost, 0), 1), 1000), 3)), 1) AS overrun,
+    count(*) AS calls
+"""
+_LAST = f"""
+    SELECT prompt_tokens, completion_tokens, cost, estimated_cost FROM usage_usagerecord AS record
+    WHERE record.router_id = {{router}} AND outcome = '{Outcome.FINISHED}' ORDER BY created DESC LIMIT {LEARNED_FROM}
+"""  # noqa: S608
+
+# What a call is expected to cost, what of that is certain, and what is held: taken when that fits, or when what is
+# certain does and nothing else is under way. A router that nobody has learned of yet is looked at on the way.
+_RESERVE = f"""
+WITH learned AS (
+    SELECT prompt_tokens, completion_tokens, overrun FROM usage_estimate WHERE router_id = %(router)s
+    UNION ALL
+    SELECT prompt_tokens, completion_tokens, overrun
+    FROM (SELECT {_LEARNED} FROM ({_LAST.format(router="%(router)s")}) AS last) AS at_once
+    WHERE NOT EXISTS (SELECT FROM usage_estimate WHERE router_id = %(router)s)
+), tokens AS (
+    SELECT CASE WHEN %(prompt)s > 0 THEN %(prompt)s + %(overhead)s ELSE coalesce(prompt_tokens, %(unknown_prompt)s) END
+               AS prompt,
+           coalesce(%(completion)s, least(coalesce(completion_tokens, %(unknown_completion)s)
                * %(answers)s::bigint, 2147483647)) AS completion,
-           coalesce(%(completion)s, 0) AS known_completion,
-           %(price_prompt)s::numeric AS price_prompt, %(price_completion)s::numeric AS price_completion
-    FROM usage_estimate WHERE router_id = %(router)s
-), need AS (
-    SELECT prompt, completion, round((prompt * price_prompt + completion * price_completion) / 1000000, 6) AS cost,
-           round((%(prompt)s * price_prompt + known_completion * price_completion) / 1000000, 6) AS known_cost,
-           round(completion * %(grams_a_token)s, 6) AS grams,
-           round(known_completion * %(grams_a_token)s, 6) AS known_grams
+           coalesce(%(completion)s, 0) AS certain_completion, overrun,
+           %(price_prompt)s::numeric AS price_prompt, %(price_completion)s::numeric AS price_completion,
+           %(grams_a_token)s::numeric AS grams_a_token
+    FROM learned
+), costs AS (
+    SELECT *, round((prompt * price_prompt + completion * price_completion) / 1000000, 6) AS expected,
+           round((%(prompt)s * price_prompt + certain_completion * price_completion) / 1000000, 6) AS certain,
+           round(completion * grams_a_token, 6) AS grams, round(certain_completion * grams_a_token, 6) AS certain_grams
     FROM tokens
+), need AS (
+    SELECT *, round(expected * overrun, 6) AS cost FROM costs
 ), taken AS (
     UPDATE usage_account SET reserved = reserved + cost, carbon_reserved = carbon_reserved + grams FROM need
     WHERE user_id = %(user)s AND (refills IS NULL OR refills > now())
       AND (granted IS NULL OR %(is_free)s OR granted > spent + reserved AND (
-          granted >= spent + reserved + cost OR reserved = 0 AND cost > known_cost AND granted >= spent + known_cost))
+          granted >= spent + reserved + cost OR reserved = 0 AND granted >= spent + certain))
       AND (carbon_granted IS NULL OR grams = 0 OR carbon_granted > carbon_spent + carbon_reserved AND (
           carbon_granted >= carbon_spent + carbon_reserved + grams
-          OR carbon_reserved = 0 AND grams > known_grams AND carbon_granted >= carbon_spent + known_grams))
+          OR carbon_reserved = 0 AND carbon_granted >= carbon_spent + certain_grams))
     RETURNING user_id
 ), held AS (
     INSERT INTO usage_reservation
@@ -68,38 +91,36 @@ WITH tokens AS (
     FROM taken, need
     RETURNING request_id
 )
-SELECT EXISTS (SELECT FROM held), cost FROM need
-"""
+SELECT EXISTS (SELECT FROM held), expected, cost, grams FROM need
+"""  # noqa: S608
 
 _KEEP_ALIVE = """
 UPDATE usage_reservation SET expires = now() + %s * interval '1 second' WHERE request_id = ANY(%s)
 """
 
-_LEARN = """
-INSERT INTO usage_estimate (router_id, prompt_tokens, completion_tokens, calls)
-SELECT router.id, percentile_disc(0.95) WITHIN GROUP (ORDER BY prompt_tokens),
-       percentile_disc(0.95) WITHIN GROUP (ORDER BY completion_tokens), count(*)
-FROM routing_router AS router CROSS JOIN LATERAL (
-    SELECT prompt_tokens, completion_tokens FROM usage_usagerecord AS record
-    WHERE record.router_id = router.id AND outcome = %s ORDER BY created DESC LIMIT %s
-) AS last
+_LEARN = f"""
+INSERT INTO usage_estimate (router_id, prompt_tokens, completion_tokens, overrun, calls)
+SELECT router.id, {_LEARNED}
+FROM routing_router AS router CROSS JOIN LATERAL ({_LAST.format(router="router.id")}) AS last
 GROUP BY router.id
 ON CONFLICT (router_id) DO UPDATE SET prompt_tokens = EXCLUDED.prompt_tokens,
-    completion_tokens = EXCLUDED.completion_tokens, calls = EXCLUDED.calls
-WHERE (usage_estimate.prompt_tokens, usage_estimate.completion_tokens, usage_estimate.calls)
-    IS DISTINCT FROM (EXCLUDED.prompt_tokens, EXCLUDED.completion_tokens, EXCLUDED.calls)
-"""
+    completion_tokens = EXCLUDED.completion_tokens, overrun = EXCLUDED.overrun, calls = EXCLUDED.calls
+WHERE (usage_estimate.prompt_tokens, usage_estimate.completion_tokens, usage_estimate.overrun, usage_estimate.calls)
+    IS DISTINCT FROM (EXCLUDED.prompt_tokens, EXCLUDED.completion_tokens, EXCLUDED.overrun, EXCLUDED.calls)
+"""  # noqa: S608
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
     """What is known of a call before it starts, in tokens.
 
-    `completion` is the most that the caller allows, None where it does not say; `answers` is how many it wants. Where
-    nothing is known, `unknown_prompt` and `unknown_completion` stand in until the router has answered.
+    `overhead` is what the model's own format adds to the prompt; `completion` is the most that the caller allows, None
+    where it does not say; `answers` is how many it wants. Where nothing is known, `unknown_prompt` and
+    `unknown_completion` stand in until the router has answered.
     """
 
     prompt: int = 0
+    overhead: int = 0
     completion: int | None = None
     answers: int = 1
     unknown_prompt: int = 0
@@ -127,10 +148,11 @@ async def limited(user_id: int) -> Limited:
     return await _limited.get(user_id)
 
 
-def reserve(user_id: int, record: Record, router: Router, need: Need, grams_a_token: float) -> None:
-    """Take what the call may cost from its user's account; `record` is what is stored if its process dies.
+def reserve(user_id: int, record: Record, router: Router, need: Need, grams_a_token: float) -> Decimal | None:
+    """Take what the call may cost from its user's account, and answer what it is expected to cost.
 
-    Raises InsufficientBudget or InsufficientCarbonBudget.
+    `record` is what is stored if its process dies. None when there is no account to take it from. Raises
+    InsufficientBudget or InsufficientCarbonBudget.
     """
     parameters: dict[str, Any] = {
         "request_id": record["request_id"],
@@ -141,6 +163,7 @@ def reserve(user_id: int, record: Record, router: Router, need: Need, grams_a_to
         "price_completion": router.cost_completion_tokens,
         "grams_a_token": Decimal(repr(grams_a_token)),
         "prompt": need.prompt,
+        "overhead": need.overhead,
         "completion": need.completion,
         "answers": need.answers,
         "unknown_prompt": need.unknown_prompt,
@@ -148,20 +171,26 @@ def reserve(user_id: int, record: Record, router: Router, need: Need, grams_a_to
         "record": to_json(record).decode(),
         "lease": settings.RESERVATION_LEASE_SECONDS,
     }
-    while True:
+    for _ in range(TRIES):
         with connection.cursor() as cursor:
             cursor.execute(_RESERVE, parameters)
-            is_held, cost = cursor.fetchone()
-            if is_held:
-                return
+            is_held, expected, cost, grams = cursor.fetchone()
+        if is_held:
+            return Decimal(expected)
         account = Account.objects.filter(user_id=user_id).first()
         if account is None:
-            return  # a user who is gone, or whose limits were lifted with it
-        if account.refills is None or account.refills > timezone.now():
-            free = None if account.granted is None else account.granted - account.spent - account.reserved
-            is_affordable = free is None or not router.has_price or (free > 0 and free >= cost)
-            raise InsufficientCarbonBudget if is_affordable else InsufficientBudget
-        refill_due(user_id=account.pk)
+            return None  # a user who is gone, or whose limits were lifted with it
+        if account.refills is not None and account.refills <= timezone.now():
+            refill_due(user_id=account.pk)
+        elif router.has_price and not _is_there(account.granted, account.spent + account.reserved, cost):
+            raise InsufficientBudget
+        elif grams and not _is_there(account.carbon_granted, account.carbon_spent + account.carbon_reserved, grams):
+            raise InsufficientCarbonBudget
+    raise InsufficientBudget  # what was short was there again at each look, and gone at each try
+
+
+def _is_there(granted: Decimal | None, taken: Decimal, wanted: Decimal) -> bool:
+    return granted is None or (granted > taken and granted - taken >= wanted)
 
 
 def refill_due(**which: Any) -> int:
@@ -198,6 +227,12 @@ def recover() -> int:
 
 def _recovered(row: Reservation) -> Record:
     record: Record = row.record
+    cost = pricing.cost(
+        row.prompt_tokens,
+        row.completion_tokens,
+        Decimal(record["cost_prompt_tokens"]),
+        Decimal(record["cost_completion_tokens"]),
+    )
     return record | {
         "status": RECOVERED_STATUS,
         "outcome": Outcome.RECOVERED.value,
@@ -206,7 +241,8 @@ def _recovered(row: Reservation) -> Record:
         "completion_tokens": row.completion_tokens,
         "total_tokens": row.prompt_tokens + row.completion_tokens,
         "tokens_estimated": True,
-        "cost": str(row.cost),
+        "cost": str(cost),
+        "estimated_cost": str(cost),
         "gco2eq": str(row.gco2eq),
     }
 
@@ -216,7 +252,7 @@ def learn() -> None:
 
     def learned() -> None:
         with connection.cursor() as cursor:
-            cursor.execute(_LEARN, [Outcome.FINISHED, LEARNED_FROM])
+            cursor.execute(_LEARN)
 
     commit(learned)
 
@@ -236,20 +272,21 @@ def _keep_alive(request_ids: Sequence[str]) -> None:
 _akeep_alive = in_thread(_keep_alive)
 
 
-async def areserve(user_id: int, record: Record, router: Router, need: Need, grams_a_token: float) -> None:
+async def areserve(user_id: int, record: Record, router: Router, need: Need, grams_a_token: float) -> Decimal | None:
     """`reserve`, kept alive by this event loop until `forget`. A caller who leaves meanwhile leaves nothing behind."""
     taking = asyncio.ensure_future(_areserve(user_id, record, router, need, grams_a_token))
     try:
-        await asyncio.shield(taking)
+        expected = await asyncio.shield(taking)
     except asyncio.CancelledError:
         task = asyncio.ensure_future(_undo(taking, record["request_id"]))
         _heart().tasks.add(task)
         task.add_done_callback(_heart().tasks.discard)
         raise
     _heart().request_ids.add(record["request_id"])
+    return expected
 
 
-async def _undo(taking: "asyncio.Future[None]", request_id: str) -> None:
+async def _undo(taking: "asyncio.Future[Decimal | None]", request_id: str) -> None:
     try:
         await taking
         await _arelease(request_id)

@@ -43,6 +43,7 @@ class Record(TypedDict):
     cost_prompt_tokens: str
     cost_completion_tokens: str
     cost: str
+    estimated_cost: str | None
     kwh_min: float
     kwh_max: float
     kgco2eq_min: float

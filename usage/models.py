@@ -253,8 +253,8 @@ class Reservation(models.Model):
 
     request_id = models.CharField(max_length=32, primary_key=True)
     user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="reservations")
-    cost = _amount("Estimated cost, in the account's `reserved`.")
-    gco2eq = _amount("Estimated grams of CO2eq, in the account's `carbon_reserved`.")
+    cost = _amount("What is held of the account: its `reserved` has it.")
+    gco2eq = _amount("Grams of CO2eq that are held: its `carbon_reserved` has them.")
     prompt_tokens = models.PositiveIntegerField()
     completion_tokens = models.PositiveIntegerField()
     record = models.JSONField()
@@ -272,11 +272,15 @@ class Reservation(models.Model):
 
 
 class Estimate(models.Model):
-    """What a router's calls usually need, learned from its last ones: the 95th percentile, or the most of a few."""
+    """What a router's calls usually need, learned from its last ones: the 95th percentile, or the most of a few.
+
+    `overrun` is by how much they cost more than was expected of them: 1.5 is half as much again, 1 the least.
+    """
 
     router = models.OneToOneField(Router, on_delete=models.CASCADE, primary_key=True, related_name="estimate")
     prompt_tokens = models.PositiveIntegerField()
     completion_tokens = models.PositiveIntegerField()
+    overrun = models.DecimalField(max_digits=9, decimal_places=3, default=Decimal(1))
     calls = models.PositiveIntegerField(help_text="How many calls it was learned from.")
 
     def __str__(self) -> str:
@@ -333,6 +337,9 @@ class UsageRecord(models.Model):
         "price of a million completion tokens", max_digits=18, decimal_places=6
     )
     cost = models.DecimalField(max_digits=24, decimal_places=6, default=0)
+    estimated_cost = models.DecimalField(
+        max_digits=24, decimal_places=6, null=True, help_text="What it was expected to cost, where a budget was asked."
+    )
     kwh_min = models.FloatField("kWh, least", default=0)
     kwh_max = models.FloatField("kWh, most", default=0)
     kgco2eq_min = models.FloatField("kgCO2eq, least", default=0)

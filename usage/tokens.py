@@ -27,6 +27,14 @@ def of_messages(messages: Sequence[Any]) -> int:
     return of_bytes(length)
 
 
+def of_format(messages: Sequence[Any]) -> int:
+    """Tokens that a model's own format adds to a chat: about four a message, and three to open the answer.
+
+    Source: OpenAI Cookbook, "How to count tokens with tiktoken". They count in what a call is expected to cost.
+    """
+    return 4 * len(messages) + 3
+
+
 def of_input(given: Any) -> int:
     """Tokens of the `input` of an embedding: texts are estimated, lists of tokens counted."""
     items = given if isinstance(given, list) else [given]

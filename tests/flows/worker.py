@@ -14,8 +14,8 @@ from tests.server import ROOT, environment
 class Worker:
     """One worker and its children: a process group, so that a kill takes them all, as the end of a machine would."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, **extra: str) -> None:
+        self.folder, self.extra = folder, extra
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> "Worker":
@@ -25,7 +25,7 @@ class Worker:
             self.process = subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env=environment(OPENGATE_DATABASE_POOL="10", OPENGATE_LOG_LEVEL="WARNING"),
+                env=environment(OPENGATE_DATABASE_POOL="10", OPENGATE_LOG_LEVEL="WARNING", **self.extra),
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

@@ -37,6 +37,7 @@ def record(request_id: str, *, user: User, **fields: Any) -> Record:
         cost_prompt_tokens="0",
         cost_completion_tokens="0",
         cost="0",
+        estimated_cost=None,
         kwh_min=0.0,
         kwh_max=0.0,
         kgco2eq_min=0.0,

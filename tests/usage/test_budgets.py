@@ -257,6 +257,31 @@ def test_an_estimate_is_learned_from_the_last_answers(ada, priced, reserve):
     assert Reservation.objects.get(request_id="three").cost == 1 + 3 * 95
 
 
+def test_an_answer_is_known_to_the_next_call_at_once(ada, priced, reserve):
+    fund(ada, 100_000)
+    ledger.store([settled("a", ada, 12, router_id=priced.id)])
+    reserve("b", Need(prompt=1, unknown_completion=1024))
+    assert Reservation.objects.get().cost == 13
+
+
+def test_what_calls_cost_more_than_expected_is_held_of_the_next(ada, priced, reserve):
+    fund(ada, 100_000)
+    ledger.store(
+        [settled("a", ada, 30, router_id=priced.id, estimated_cost="20"), settled("b", ada, 1, router_id=priced.id)]
+    )
+    reserve("c", Need(prompt=4, overhead=10, completion=6))
+    assert Reservation.objects.get().cost == 30
+    fund(ada, 11)
+    budgets.release("c")
+    reserve("d", Need(prompt=4, overhead=10, completion=6))  # alone, and 10 are certain
+    with pytest.raises(InsufficientBudget):
+        reserve("e", Need(prompt=1, completion=0))
+    expire_all()
+    budgets.recover()
+    recovered = UsageRecord.objects.get(request_id="d")
+    assert (recovered.cost, recovered.total_tokens) == (20, 20)
+
+
 def test_a_file_is_estimated_by_the_last_files(ada, priced, reserve):
     fund(ada, 10_000)
     ledger.store([settled("a", ada, 5, router_id=priced.id) | {"prompt_tokens": 50, "total_tokens": 55, "cost": "55"}])

@@ -31,7 +31,7 @@ from usage.models import Account, Reservation, UsageRecord
 
 TOKENS = st.integers(0, 40)
 AMOUNTS = st.one_of(st.none(), st.integers(0, 120))
-GUESS = 30
+UNKNOWN = 30
 
 
 @dataclass
@@ -61,16 +61,23 @@ class AccountMachine(RuleBasedStateMachine):
         self.spent = 0
         self.open: dict[str, int] = {}
         self.records: dict[str, int] = {}
+        self.guessed: set[str] = set()
 
     @property
     def reserved(self) -> int:
         return sum(self.open.values())
 
-    def fits(self, cost: int, known: int) -> bool:
+    def fits(self, cost: int, certain: int) -> bool:
         if self.granted is None:
             return True
         free = self.granted - self.spent - self.reserved
-        return free > 0 and (free >= cost or (self.reserved == 0 and cost > known and free >= known))
+        return free > 0 and (free >= cost or (self.reserved == 0 and free >= certain))
+
+    @property
+    def usual(self) -> int:
+        """The 95th percentile of what was answered, calls that were recovered aside."""
+        answers = sorted(tokens for id, tokens in self.records.items() if id not in self.guessed)
+        return answers[-(-95 * len(answers) // 100) - 1] if answers else UNKNOWN
 
     def call(self, request_id: str, tokens: int = 0):
         prices = {"cost_prompt_tokens": "1000000", "cost_completion_tokens": "1000000"}
@@ -83,11 +90,11 @@ class AccountMachine(RuleBasedStateMachine):
     @rule(target=calls, prompt=TOKENS, completion=st.one_of(st.none(), TOKENS))
     def reserve(self, prompt: int, completion: int | None) -> Held | None:
         request_id = secrets.token_hex(16)
-        known = prompt + (completion or 0)
-        cost = known if completion is not None else prompt + GUESS
-        need = Need(prompt=prompt, completion=completion, unknown_completion=GUESS)
+        certain = prompt + (completion or 0)
+        cost = certain if completion is not None else prompt + self.usual
+        need = Need(prompt=prompt, completion=completion, unknown_completion=UNKNOWN)
         exists = Account.objects.filter(user=self.user).exists()
-        expected = not exists or self.fits(cost, known)
+        expected = not exists or self.fits(cost, certain)
         try:
             budgets.reserve(self.user.id, self.call(request_id), self.router, need, 0.0)
         except InsufficientBudget:
@@ -129,6 +136,7 @@ class AccountMachine(RuleBasedStateMachine):
         assert budgets.recover() == 1
         self.spent += self.open.pop(held.request_id)
         self.records[held.request_id] = held.cost
+        self.guessed.add(held.request_id)
         return held
 
     @rule(target=settled, held=consumes(recovered), tokens=TOKENS)
@@ -138,6 +146,7 @@ class AccountMachine(RuleBasedStateMachine):
         assert ledger.store([self.call(held.request_id, tokens)]) == 1
         self.spent += tokens - self.records[held.request_id]
         self.records[held.request_id] = tokens
+        self.guessed.discard(held.request_id)
         return held.request_id, tokens
 
     @rule(tokens=st.lists(TOKENS, min_size=1, max_size=5))

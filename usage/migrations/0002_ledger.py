@@ -67,6 +67,7 @@ class Migration(migrations.Migration):
                 ('router', models.OneToOneField(on_delete=django.db.models.deletion.CASCADE, primary_key=True, related_name='estimate', serialize=False, to='routing.router')),
                 ('prompt_tokens', models.PositiveIntegerField()),
                 ('completion_tokens', models.PositiveIntegerField()),
+                ('overrun', models.DecimalField(decimal_places=3, default=Decimal('1'), max_digits=9)),
                 ('calls', models.PositiveIntegerField(help_text='How many calls it was learned from.')),
             ],
         ),
@@ -74,8 +75,8 @@ class Migration(migrations.Migration):
             name='Reservation',
             fields=[
                 ('request_id', models.CharField(max_length=32, primary_key=True, serialize=False)),
-                ('cost', models.DecimalField(decimal_places=6, help_text="Estimated cost, in the account's `reserved`.", max_digits=24)),
-                ('gco2eq', models.DecimalField(decimal_places=6, help_text="Estimated grams of CO2eq, in the account's `carbon_reserved`.", max_digits=24)),
+                ('cost', models.DecimalField(decimal_places=6, help_text='What is held of the account: its `reserved` has it.', max_digits=24)),
+                ('gco2eq', models.DecimalField(decimal_places=6, help_text='Grams of CO2eq that are held: its `carbon_reserved` has them.', max_digits=24)),
                 ('prompt_tokens', models.PositiveIntegerField()),
                 ('completion_tokens', models.PositiveIntegerField()),
                 ('record', models.JSONField()),
@@ -102,6 +103,11 @@ class Migration(migrations.Migration):
             model_name='usagerecord',
             name='gco2eq',
             field=models.DecimalField(decimal_places=6, default=0, help_text='Grams between least and most, as accounted.', max_digits=24, verbose_name='gCO2eq'),
+        ),
+        migrations.AddField(
+            model_name='usagerecord',
+            name='estimated_cost',
+            field=models.DecimalField(decimal_places=6, help_text='What it was expected to cost, where a budget was asked.', max_digits=24, null=True),
         ),
         migrations.AddField(
             model_name='usagerecord',

@@ -16,7 +16,7 @@ from opengate import redis as opengate_redis  # noqa: E402
 from opengate.bodies import Receive, Send  # noqa: E402
 from opengate.errors import DatabaseAway  # noqa: E402
 from routing import snapshot  # noqa: E402
-from usage import accounting, limits, spool  # noqa: E402
+from usage import accounting, budgets, limits, spool  # noqa: E402
 
 # Paths answered without Django's middleware; the test of all routes walks this table too.
 CONSUMERS = {"/v1/chat/completions": ChatCompletions}
@@ -65,6 +65,7 @@ async def _warm_up() -> None:
 async def _wind_down() -> None:
     """What was answered stays counted: finish settlements, send waiting usage, close connections."""
     await accounting.all_settled(SETTLE_SECONDS)
+    await budgets.all_released(SETTLE_SECONDS)
     await spool.flush(SETTLE_SECONDS)
     await upstream.close()
     await opengate_redis.close()

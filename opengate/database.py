@@ -1,10 +1,12 @@
 """The one bridge from async code to the ORM, and one way to commit what may clash with others."""
 
-from collections.abc import Callable, Coroutine
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 from asgiref.sync import sync_to_async
+from django.conf import settings
 from django.db import IntegrityError, InterfaceError, OperationalError, close_old_connections, transaction
 from psycopg.errors import DeadlockDetected, ForeignKeyViolation, UniqueViolation
 
@@ -34,6 +36,19 @@ def in_thread(function: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]:
             close_old_connections()
 
     return sync_to_async(with_connection, thread_sensitive=False)
+
+
+async def in_time(work: Awaitable[T]) -> T:
+    """What the work answers, within DATABASE_TIMEOUT_SECONDS; raises DatabaseAway when that is not enough.
+
+    It is never broken off: it comes to its end, heard or not, also when the caller is cancelled.
+    """
+    task = asyncio.ensure_future(work)
+    await asyncio.wait((task,), timeout=settings.DATABASE_TIMEOUT_SECONDS)
+    if not task.done():
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        raise DatabaseAway
+    return task.result()
 
 
 def commit(work: Callable[[], T], *, taken: Callable[[], APIError] | None = None) -> T:

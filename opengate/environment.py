@@ -43,6 +43,13 @@ class Environment(BaseModel):
     database_pool: int = Field(
         10, alias="OPENGATE_DATABASE_POOL", ge=0, le=1000, description="Connections a process; 0 opens one a use."
     )
+    database_timeout_seconds: float = Field(
+        5,
+        alias="OPENGATE_DATABASE_TIMEOUT_SECONDS",
+        gt=0,
+        le=60,
+        description="Longest wait of a call with a budget for a Postgres that does not answer.",
+    )
     redis_url: str = Field("", alias="REDIS_URL", description="Redis or Valkey: redis://, rediss:// or unix://.")
     redis_timeout_seconds: float = Field(
         0.1, alias="OPENGATE_REDIS_TIMEOUT_SECONDS", gt=0, le=10, description="Longest wait for one Redis command."

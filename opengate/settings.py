@@ -111,6 +111,8 @@ if ENVIRONMENT.database_pool:
 DATABASES = {"default": _database}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
+DATABASE_TIMEOUT_SECONDS = ENVIRONMENT.database_timeout_seconds
+
 REDIS_URL = ENVIRONMENT.redis_url or "redis://127.0.0.1:6379/0"
 REDIS_TIMEOUT_SECONDS = ENVIRONMENT.redis_timeout_seconds
 

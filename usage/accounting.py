@@ -12,6 +12,7 @@ from typing import Any, Self
 from accounts import principals
 from accounts.principals import Principal
 from opengate import redis as opengate_redis
+from opengate.database import in_time
 from opengate.errors import APIError, DatabaseAway
 from opengate.redis import Command, RedisAway
 from routing import balancing
@@ -242,7 +243,7 @@ class Call:
     async def _is_stored(self, record: Record) -> bool:
         """Whether the account is settled at once; with Postgres away the drain does it later."""
         try:
-            await ledger.astore([record])
+            await in_time(ledger.astore([record]))
         except DatabaseAway:
             return False
         return True

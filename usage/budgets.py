@@ -8,7 +8,7 @@ budget can be spent to its end, by one call at a time, and is overrun by what on
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -19,7 +19,7 @@ from django.db import connection, transaction
 from django.utils import timezone
 from pydantic_core import to_json
 
-from opengate.database import commit, in_thread
+from opengate.database import commit, in_thread, in_time
 from opengate.epoch import Replica
 from opengate.errors import APIError, DatabaseAway
 from routing.snapshot import Router
@@ -273,14 +273,15 @@ _akeep_alive = in_thread(_keep_alive)
 
 
 async def areserve(user_id: int, record: Record, router: Router, need: Need, grams_a_token: float) -> Decimal | None:
-    """`reserve`, kept alive by this event loop until `forget`. A caller who leaves meanwhile leaves nothing behind."""
+    """`reserve`, kept alive by this event loop until `forget`; raises DatabaseAway, too, when Postgres takes too long.
+
+    Whoever is not there any more when it is taken, leaves nothing behind.
+    """
     taking = asyncio.ensure_future(_areserve(user_id, record, router, need, grams_a_token))
     try:
-        expected = await asyncio.shield(taking)
-    except asyncio.CancelledError:
-        task = asyncio.ensure_future(_undo(taking, record["request_id"]))
-        _heart().tasks.add(task)
-        task.add_done_callback(_heart().tasks.discard)
+        expected = await in_time(taking)
+    except (asyncio.CancelledError, DatabaseAway):
+        _in_background(_undo(taking, record["request_id"]))
         raise
     _heart().request_ids.add(record["request_id"])
     return expected
@@ -297,6 +298,19 @@ async def _undo(taking: "asyncio.Future[Decimal | None]", request_id: str) -> No
 def forget(request_id: str) -> None:
     """Keep a reservation alive no longer."""
     _heart().request_ids.discard(request_id)
+
+
+def _in_background(work: Coroutine[Any, Any, None]) -> None:
+    tasks = _heart().tasks
+    task = asyncio.ensure_future(work)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
+
+
+async def all_released(timeout_seconds: float) -> None:
+    """Before the process ends: wait for reservations that nobody wants any more."""
+    if tasks := _heart().tasks:
+        await asyncio.wait(tasks, timeout=timeout_seconds)
 
 
 class _Heart:

@@ -308,7 +308,7 @@ class UsageRecord(models.Model):
     router and provider, and deleting one of those rewrites no history.
     """
 
-    request_id = models.CharField(max_length=32, unique=True)
+    request_id = models.CharField(max_length=32)
     created = models.DateTimeField()
     user = _trace(settings.AUTH_USER_MODEL, related_name="usage_records")
     user_email = models.CharField("user", max_length=254)
@@ -358,7 +358,9 @@ class UsageRecord(models.Model):
             models.Index(fields=["outcome", "-created"], condition=~Q(outcome="finished"), name="usage_not_finished"),
         ]
         constraints = [
-            models.CheckConstraint(condition=Q(cost__gte=0) & Q(gco2eq__gte=0), name="usage_cost_not_negative")
+            # Not `unique` of the field, which would bring a second index, for patterns.
+            models.UniqueConstraint(fields=["request_id"], name="usage_once_a_request"),
+            models.CheckConstraint(condition=Q(cost__gte=0) & Q(gco2eq__gte=0), name="usage_cost_not_negative"),
         ]
 
     def __str__(self) -> str:

@@ -3,6 +3,7 @@
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
 
@@ -11,11 +12,14 @@ from django.conf import settings
 from django.db import connection
 
 from accounts.models import Key
+from routing.models import Router
 from tests.conftest import PASSWORD
 from tests.proxy import Proxy
 from tests.server import Server
-from tests.usage.records import fund
-from usage.models import Limit
+from tests.upstream import completion
+from tests.usage.records import fund, left
+from usage import auditing
+from usage.models import Limit, Reservation
 
 
 @pytest.fixture
@@ -138,6 +142,34 @@ def test_without_postgres_a_budget_cannot_be_known(serve, folder, postgres_cable
         assert chat(client).status_code == 503
         postgres_cable.mend()
         assert chat(client).status_code == 200
+
+
+def test_a_postgres_that_does_not_answer_holds_up_nobody_for_long(
+    serve, folder, postgres_cable, router, ada, ben, key_of, chat, records, upstream
+):
+    Router.objects.filter(id=router.id).update(cost_prompt_tokens=1_000_000, cost_completion_tokens=1_000_000)
+    fund(ada, 1000)
+    server = serve(**over_postgres(folder), OPENGATE_DATABASE_TIMEOUT_SECONDS="0.5")
+    with server.client(key_of(ada)) as client, server.client(key_of(ben)) as other:
+        assert [chat(client).status_code, chat(other).status_code] == [200, 200]
+        upstream.reply(completion(), wait=1)
+        with ThreadPoolExecutor(1) as pool:
+            under_way = pool.submit(chat, client)
+            while not Reservation.objects.exists():
+                time.sleep(0.01)
+            postgres_cable.freeze()
+            assert under_way.result(10).status_code == 200  # settled by the spool
+        started = time.monotonic()
+        assert chat(client).status_code == 503
+        assert chat(other).status_code == 200
+        assert time.monotonic() - started < 3
+        postgres_cable.mend()
+        assert len(records(4)) == 4
+        deadline = time.monotonic() + 10
+        while Reservation.objects.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert left(ada) == 1000 - 2 * 21
+    assert auditing.audit().is_clean
 
 
 def test_a_process_starts_without_postgres_and_serves_once_it_is_there(

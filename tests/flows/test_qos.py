@@ -108,7 +108,7 @@ def test_who_waits_in_vain_gets_503_and_pays_nothing(web, router, upstream, ada,
     assert response.json()["detail"] == "Model is too busy after 0.5 seconds"
     assert upstream.received == []
     (record,) = records()
-    assert (record.status, record.outcome, record.cost, record.total_tokens) == (503, "upstream_failed", 0, 0)
+    assert (record.status, record.outcome, record.cost, record.total_tokens) == (503, "refused_midway", 0, 0)
 
 
 @pytest.mark.parametrize(("metric", "limit"), [("ttft", 20), ("latency", 20), ("performance", 10_000)])

@@ -125,7 +125,7 @@ def test_a_document_that_cannot_be_read_gets_422_and_the_reason(as_ada, document
     response = ocr(as_ada, document)
     assert (response.status_code, response.json()["detail"]) == (422, detail)
     (record,) = records()
-    assert (record.status, record.outcome, record.cost) == (422, "failed", 0)
+    assert (record.status, record.outcome, record.cost) == (422, "refused_midway", 0)
 
 
 def test_a_bomb_of_an_image_is_refused(as_ada):

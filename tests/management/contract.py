@@ -113,6 +113,8 @@ UserInfo
   name         str?
   organization int?
   budget       float?
+  carbon_budget float?
+  budget_refills time?
   permissions  [PermissionType]
   limits       [Limit]
   expires      time?

@@ -57,8 +57,14 @@ CHANGES: dict[str, tuple[str, str, Any, tuple[str, str, dict[str, Any]]]] = {
     "user": (
         "PATCH",
         "/v1/admin/users/{user}",
-        {"budget": 3, "priority": 2},
-        ("user", "update", {"budget": [None, "3.000000"], "priority": [0, 2]}),
+        {"priority": 2},
+        ("user", "update", {"priority": [0, 2]}),
+    ),
+    "budget": (
+        "PATCH",
+        "/v1/admin/users/{user}",
+        {"budget": 3},
+        ("user", "update", {"budget": [None, "3.000000"]}),
     ),
     "router": (
         "PATCH",
@@ -187,9 +193,13 @@ def console(gateway, admin):
 
 def test_a_change_through_the_console_is_logged(console, world, entries):
     user = world.ids["user"]
-    console.send(f"/admin/accounts/user/{user}/change/", "user_form", name="Changed", budget="9")
-    (found,) = entries()
-    assert found == ("user", "update", {"name": [None, "Changed"], "budget": [None, "9"]})
+    budget = {"account-0-budget": "9", "account-0-allowance": "5", "account-0-period": "month"}
+    console.send(f"/admin/accounts/user/{user}/change/", "user_form", name="Changed", **budget)
+    assert entries() == [
+        ("user", "update", {"name": [None, "Changed"]}),
+        ("account", "update", {"allowance": [None, "5"], "period": ["", "month"]}),
+        ("user", "update", {"budget": ["5.000000", "9.000000"]}),
+    ]
     entry = LogEntry.objects.latest("id")
     assert (entry.actor_email, entry.remote_addr) == ("admin@example.org", "127.0.0.1")
     assert re.fullmatch("[0-9a-f]{32}", entry.cid or "")

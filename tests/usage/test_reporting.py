@@ -1,0 +1,117 @@
+"""Reports: by whom, of which days, in which form; and nothing in them that a spreadsheet would run."""
+
+import csv
+import io
+import json
+
+import pytest
+from django.core.management import CommandError, call_command
+
+from accounts.models import User
+from tests.usage.records import record
+from usage import ledger
+
+pytestmark = pytest.mark.usefixtures("transactional_db", "redis_client")
+
+
+def report(*words: str) -> str:
+    out = io.StringIO()
+    call_command("usage_report", *words, stdout=out)
+    return out.getvalue()
+
+
+def rows(*words: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(report(*words, "--format", "csv"))))
+
+
+NOVEMBER = ("--month", "2026-11")
+
+
+@pytest.fixture(autouse=True)
+def usage(ada, ben, eve):
+    ledger.store(
+        [
+            record("a", user=ada, created="2026-10-31T23:59:59+00:00", cost="100"),
+            record("b", user=ada, created="2026-11-01T00:00:00+00:00", cost="1.5", gco2eq="0.25", router_id=1),
+            record("c", user=ada, created="2026-11-30T23:59:59+00:00", cost="0.5", key_id=7, status=503),
+            record("d", user=ben, created="2026-11-15T12:00:00+00:00", cost="3", key_id=8, router_id=2),
+            record("e", user=eve, created="2026-11-15T12:00:00+00:00", cost="9", router_name="renamed", router_id=1),
+            record("f", user=eve, created="2026-12-01T00:00:00+00:00", cost="100"),
+        ]
+    )
+
+
+def test_users_from_the_costliest_down(ada, ben, eve):
+    found = rows(*NOVEMBER)
+    assert [(row["name"], row["requests"], row["errors"], row["cost"]) for row in found] == [
+        ("eve@example.org", "1", "0", "9.000000"),
+        ("ben@example.org", "1", "0", "3.000000"),
+        ("ada@example.org", "2", "1", "2.000000"),
+    ]
+    assert [row["id"] for row in found] == [str(eve.id), str(ben.id), str(ada.id)]
+    assert (found[2]["gco2eq"], found[2]["prompt_tokens"]) == ("0.250000", "2")
+
+
+@pytest.mark.parametrize(
+    ("by", "expected"),
+    [
+        ("organization", [("", "9.000000"), ("Ministry of Tests", "5.000000")]),
+        ("router", [("renamed", "10.500000"), ("router", "3.000000"), ("router", "0.500000")]),
+        ("key", [("key", "10.500000"), ("key", "3.000000"), ("key", "0.500000")]),
+        ("provider", [("", "14.000000")]),
+    ],
+)
+def test_other_groups(by, expected):
+    assert [(row["name"], row["cost"]) for row in rows(*NOVEMBER, "--by", by)] == expected
+
+
+def test_days_in_their_order():
+    found = rows("--from", "2026-11-01", "--to", "2026-11-15", "--by", "day")
+    assert [(row["day"], row["cost"]) for row in found] == [("2026-11-01", "1.500000"), ("2026-11-15", "12.000000")]
+
+
+def test_a_user_who_is_gone_is_in_the_report(ada):
+    ada.delete()
+    assert "ada@example.org" in [row["name"] for row in rows(*NOVEMBER)]
+
+
+def test_json_has_exact_sums():
+    found = json.loads(report(*NOVEMBER, "--format", "json"))
+    assert (found["from"], found["to"], found["by"]) == ("2026-11-01", "2026-11-30", "user")
+    assert found["total"]["cost"] == "14.000000"
+    assert [row["cost"] for row in found["rows"]] == ["9.000000", "3.000000", "2.000000"]
+
+
+def test_the_table_ends_with_a_sum():
+    lines = report(*NOVEMBER).splitlines()
+    assert lines[0] == "From 2026-11-01 to 2026-11-30, by user:"
+    assert lines[-1].split()[:3] == ["all", "4", "1"]
+    assert "14.000000" in lines[-1]
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@x", "\tx", " =x", "＝x", '=HYPERLINK("http://x","y")'])
+def test_a_name_that_is_a_formula_is_text_in_csv(eve, name):
+    User.objects.filter(id=eve.id).update(email=name)
+    ledger.store([record("g", user=User.objects.get(id=eve.id), created="2026-11-16T00:00:00+00:00")])
+    assert rows(*NOVEMBER)[0]["name"] == f"'{name}"
+
+
+def test_an_empty_period_is_an_empty_report():
+    assert rows("--month", "2020-01") == []
+    assert "all" in report("--month", "2020-01")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--month", "2026-13"),
+        ("--month", "November"),
+        ("--from", "2026-02-30"),
+        ("--from", "2026-11-02", "--to", "2026-11-01"),
+        ("--month", "2026-11", "--from", "2026-11-01"),
+        ("--by", "colour"),
+    ],
+)
+def test_what_makes_no_sense_is_said(words):
+    with pytest.raises(CommandError):
+        report(*words)

@@ -1,6 +1,7 @@
 """The console's pages of limits, accounts and usage."""
 
 from typing import Any
+from zoneinfo import ZoneInfo, available_timezones
 
 from django import forms
 from django.contrib import admin
@@ -62,6 +63,12 @@ class AccountForm(forms.ModelForm):
         help_text="Empty is unlimited.",
     )
 
+    time_zone = forms.ChoiceField(
+        choices=lambda: [(name, name) for name in sorted(available_timezones())],
+        initial="UTC",
+        help_text="Whose clock counts.",
+    )
+
     class Meta:
         model = Account
         fields = ALLOWANCE_FIELDS
@@ -90,14 +97,21 @@ class AccountInline(admin.StackedInline):
     model = Account
     form = AccountForm
     can_delete = False
-    verbose_name_plural = "budgets"
-    readonly_fields = ("reserved", "spent", "carbon_reserved", "carbon_spent", "refills")
+    verbose_name = "budgets"
+    readonly_fields = ("reserved", "spent", "carbon_reserved", "carbon_spent", "next_refill")
     fields = (
         ("budget", "reserved", "spent"),
         ("carbon_budget", "carbon_reserved", "carbon_spent"),
         ("allowance", "carbon_allowance", "period"),
-        ("time_zone", "refill_day", "refill_hour", "refills"),
+        ("time_zone", "refill_day", "refill_hour", "next_refill"),
     )
+
+    @admin.display(empty_value="never")
+    def next_refill(self, account: Account) -> str | None:
+        """By the clock that counts."""
+        if account.refills is None:
+            return None
+        return f"{account.refills.astimezone(ZoneInfo(account.time_zone)):%d %B %Y, %H:%M} {account.time_zone}"
 
 
 class CappedPaginator(Paginator):
@@ -115,6 +129,7 @@ class ReadOnlyAdmin(admin.ModelAdmin):
     """History is not edited."""
 
     show_full_result_count = False
+    show_facets = admin.ShowFacets.NEVER  # they count the whole table
     paginator = CappedPaginator
 
     def has_add_permission(self, request: HttpRequest) -> bool:

@@ -61,6 +61,7 @@ def test_an_allowance_is_set_on_the_users_page(console, ada):
     assert (account.budget, account.allowance, account.period) == (20, 20, "month")
     assert account.refills is not None
     assert (account.refills.day, account.refills.minute) == (5, 0)
+    assert ", 06:00 Europe/Paris" in console.page(page_of(ada))
 
 
 @pytest.mark.parametrize(
@@ -68,7 +69,7 @@ def test_an_allowance_is_set_on_the_users_page(console, ada):
     [
         ({"allowance": "20"}, "An allowance needs a period."),
         ({"allowance": "-1", "period": "day"}, "greater than or equal to 0"),
-        ({"time_zone": "Europe/Atlantis"}, "Europe/Atlantis is no time zone"),
+        ({"time_zone": "Europe/Atlantis"}, "Europe/Atlantis is not one of the available choices"),
         ({"refill_day": "29", "period": "month"}, "less than or equal to 28"),
         ({"refill_hour": "24", "period": "month"}, "less than or equal to 23"),
         ({"budget": "-1"}, "greater than or equal to 0"),

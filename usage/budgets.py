@@ -73,7 +73,7 @@ WITH learned AS (
            round(completion * grams_a_token, 6) AS grams, round(certain_completion * grams_a_token, 6) AS certain_grams
     FROM tokens
 ), need AS (
-    SELECT *, round(expected * overrun, 6) AS cost FROM costs
+    SELECT *, least(round(expected * overrun, 6), 1000000000000) AS cost FROM costs
 ), taken AS (
     UPDATE usage_account SET reserved = reserved + cost, carbon_reserved = carbon_reserved + grams FROM need
     WHERE user_id = %(user)s AND (refills IS NULL OR refills > now())
@@ -220,7 +220,12 @@ def recover() -> int:
     while True:
         # Not locked: whoever settles one of them meanwhile is as welcome, and the ledger takes only one of the two.
         found = list(Reservation.objects.filter(expires__lt=timezone.now()).order_by("expires")[:RECOVERED_AT_ONCE])
-        recovered += ledger.store([_recovered(row) for row in found])
+        for row in found:
+            try:
+                recovered += ledger.store([_recovered(row)])
+            except (*ledger.UNFIT, AttributeError):
+                logger.exception("Reservation %s cannot be settled, and is freed.", row.request_id)
+                release(row.request_id)
         if len(found) < RECOVERED_AT_ONCE:
             return recovered
 

@@ -6,9 +6,9 @@ does no harm, and the figures agree at any moment (`usage.auditing` proves it).
 """
 
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import TypedDict
 
-from django.db import connection, transaction
+from django.db import DataError, IntegrityError, connection, transaction
 from pydantic_core import to_json
 
 from opengate.database import in_thread
@@ -51,11 +51,20 @@ class Record(TypedDict):
     gco2eq: str
 
 
+# What storing raises for what is no record, or does not fit the table.
+UNFIT = (DataError, IntegrityError, KeyError, TypeError, ValueError, ArithmeticError)
+
 # How Postgres reads each field of a record. Text stays text here, so that what is too long is refused and not cut.
 _TYPES = {
     field.attname: kind if (kind := (field.db_type(connection) or "").partition("(")[0]) != "varchar" else "text"
     for field in UsageRecord._meta.concrete_fields
     if not field.primary_key
+}
+# What a record of an earlier release may lack.
+_DEFAULTS = {
+    field.attname: None if field.null else field.get_default()
+    for field in UsageRecord._meta.concrete_fields
+    if not field.primary_key and (field.null or field.has_default())
 }
 _COLUMNS = ", ".join(_TYPES)
 _DECLARED = ", ".join(f"{name} {kind}" for name, kind in _TYPES.items())
@@ -143,8 +152,8 @@ def store(records: Sequence[Record]) -> int:
     """Settle calls in one transaction; answers how many records were new.
 
     A record whose request id is known is left out and charges nothing, but for one thing: what was charged at its
-    estimate, because its process seemed dead, gives way to the call's own figures. Raises DataError, IntegrityError,
-    KeyError, TypeError or ValueError, with nothing written, for what is no record or does not fit the table.
+    estimate, because its process seemed dead, gives way to the call's own figures. Raises one of UNFIT, with nothing
+    written, for what is no record or does not fit the table.
     """
     if not records:
         return 0
@@ -173,9 +182,9 @@ def _replace(record: Record) -> int:
     return 1
 
 
-def _json(records: Sequence[Record]) -> Any:
-    for record in records:
-        missing = _TYPES.keys() - set(record)
-        if missing:
+def _json(records: Sequence[Record]) -> str:
+    whole = [_DEFAULTS | record for record in records]
+    for record in whole:
+        if missing := _TYPES.keys() - record.keys():
             raise KeyError(*sorted(missing))
-    return to_json(records).decode()
+    return to_json(whole).decode()

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 import redis
 from django.conf import settings
-from django.db import DataError, IntegrityError, connection, transaction
+from django.db import connection, transaction
 from pydantic_core import from_json, to_json
 
 from opengate import redis as opengate_redis
@@ -26,7 +26,6 @@ STREAM = "opengate:usage"
 REJECTED = "opengate:usage:rejected"
 BATCH = 1000
 RETRY_SECONDS = 0.5
-_UNFIT = (DataError, IntegrityError, KeyError, TypeError, ValueError, ArithmeticError)
 _DRAIN_LOCK = 7_061_936_845_471  # an advisory lock of Postgres: one drain at a time
 
 
@@ -80,7 +79,7 @@ def _store(client: redis.Redis, texts: list[bytes]) -> int:
     try:
         with transaction.atomic():
             return ledger.store([from_json(text) for text in texts])
-    except _UNFIT:
+    except ledger.UNFIT:
         return sum(_store_one(client, text) for text in texts)
 
 
@@ -88,7 +87,7 @@ def _store_one(client: redis.Redis, text: bytes) -> int:
     try:
         with transaction.atomic():
             return ledger.store([from_json(text)])
-    except _UNFIT:
+    except ledger.UNFIT:
         logger.exception("A usage record cannot be stored and is kept in %s: %.1000r", REJECTED, text)
         client.xadd(REJECTED, {"record": text})
         return 0

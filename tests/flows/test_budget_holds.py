@@ -22,6 +22,7 @@ from usage import auditing, budgets, spool
 from usage.models import Account, Reservation, UsageRecord
 
 CALLERS, WORTH, COST = 200, 50, 21  # the upstream counts 9 and 12 tokens, of price 1
+CERTAIN = 15  # what the gateway knows before the call: 3 tokens of prompt, and max_tokens
 KILLED_WORTH, KILLS = 2500, 5
 LEASE = {"OPENGATE_RESERVATION_LEASE_SECONDS": "2"}
 
@@ -119,7 +120,7 @@ def test_killing_web_and_worker_at_random_leaves_the_books_in_order(
             victim.kill()
             victim.start()
         deadline = time.monotonic() + 60
-        while left(ada) and time.monotonic() < deadline:
+        while left(ada) >= CERTAIN and time.monotonic() < deadline:
             time.sleep(0.1)
         done.set()
         answers = callers.join()
@@ -137,7 +138,44 @@ def test_killing_web_and_worker_at_random_leaves_the_books_in_order(
     assert answered <= set(UsageRecord.objects.values_list("request_id", flat=True))
     assert outcomes["recovered"] > 0
     assert spent(ada) == most <= (KILLED_WORTH + 1) * COST
-    assert left(ada) == 0
+    assert left(ada) < CERTAIN
     budgets.recover()
     found = auditing.audit()
     assert found.is_clean, found.findings
+
+
+def test_a_long_call_keeps_its_reservation_and_is_charged_what_it_was(
+    servers, ada, key_of, chat, upstream, priced, records
+):
+    fund(ada, 1000)
+    upstream.reply(chunks=story(), gap=0.6)  # seven events, and a lease of two seconds
+    body = CHAT | {"stream": True}
+    with servers[0].client(key_of(ada)) as client, client.stream("POST", "/v1/chat/completions", json=body) as answer:
+        for _ in answer.iter_raw():
+            assert budgets.recover() == 0
+    (record,) = records()
+    assert (record.outcome, record.cost, left(ada)) == ("finished", COST, 1000 - COST)
+    assert record.estimated_cost is not None
+
+
+def test_budgets_may_be_changed_while_calls_go_on(servers, ada, admin, key_of, upstream, priced):
+    slow(upstream, 0.01)
+    fund(ada, 300)
+    key, stop = key_of(ada), time.monotonic() + 3
+
+    def call(client: httpx.Client, number: int) -> int:
+        if number < 2:
+            client.headers["Authorization"] = f"Bearer {admin_key}"
+            amount = random.choice([None, 0, 50, 300])
+            return client.patch(f"/v1/admin/users/{ada.id}", json={"budget": amount}).status_code
+        return client.post("/v1/chat/completions", json=CHAT | {"max_tokens": 12}).status_code
+
+    admin_key = key_of(admin)
+    answers = Callers(servers, [key] * 16, call, lambda callers: time.monotonic() > stop).join()
+    counts = Counter(answers)
+    print(f"\n{dict(counts)}")
+    assert set(counts) == {200, 204, 400}
+    spool.drain()  # calls while there was no budget
+    account = Account.objects.get(user=ada)
+    assert (account.spent, account.reserved) == (COST * counts[200], 0)
+    assert auditing.audit().is_clean

@@ -7,13 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
 
+import httpx
 import pytest
 from django.conf import settings
 from django.db import connection
 
 from accounts.models import Key
 from routing.models import Router
-from tests.conftest import PASSWORD
+from tests.conftest import CHAT, PASSWORD
 from tests.proxy import Proxy
 from tests.server import Server
 from tests.upstream import completion
@@ -168,6 +169,27 @@ def test_a_postgres_that_does_not_answer_holds_up_nobody_for_long(
         deadline = time.monotonic() + 10
         while Reservation.objects.exists() and time.monotonic() < deadline:
             time.sleep(0.05)
+    assert left(ada) == 1000 - 2 * 21
+    assert auditing.audit().is_clean
+
+
+def test_a_caller_who_leaves_while_postgres_stands_still_is_charged_nothing(
+    serve, folder, postgres_cable, router, ada, key_of, chat, records
+):
+    Router.objects.filter(id=router.id).update(cost_prompt_tokens=1_000_000, cost_completion_tokens=1_000_000)
+    fund(ada, 1000)
+    server = serve(**over_postgres(folder))
+    with server.client(key_of(ada)) as client:
+        assert chat(client).status_code == 200
+        postgres_cable.freeze()
+        with pytest.raises(httpx.TimeoutException):
+            client.post("/v1/chat/completions", json=CHAT, timeout=0.3)
+        postgres_cable.mend()
+        assert chat(client).status_code == 200
+        deadline = time.monotonic() + 10
+        while Reservation.objects.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert len(records(2)) == 2
     assert left(ada) == 1000 - 2 * 21
     assert auditing.audit().is_clean
 

@@ -209,6 +209,18 @@ def test_a_user_who_is_deleted_takes_reservations_along_and_leaves_its_usage(ada
     assert auditing.audit().is_clean
 
 
+def test_one_that_cannot_be_settled_does_not_hold_up_the_others(ada, reserve, caplog):
+    fund(ada, 100)
+    reserve("a")
+    reserve("b")
+    Reservation.objects.filter(request_id="a").update(record={"request_id": "a"})
+    expire_all()
+    assert budgets.recover() == 1
+    assert UsageRecord.objects.get().request_id == "b"
+    assert Account.objects.get(user=ada).reserved == 0
+    assert "Reservation a cannot be settled" in caplog.text
+
+
 # Budgets that change under way
 
 
@@ -292,11 +304,18 @@ def test_a_file_is_estimated_by_the_last_files(ada, priced, reserve):
 
 def test_absurd_wishes_are_refused_and_break_nothing(ada, reserve):
     fund(ada, 10)
+    carbon(ada, 10)
+    Router.objects.update(cost_prompt_tokens="999999999999", cost_completion_tokens="999999999999")
+    dear = Router.objects.get()
+    Estimate.objects.create(router=dear, prompt_tokens=2**31 - 1, completion_tokens=2**31 - 1, overrun=1000, calls=1)
     for need in (Need(prompt=2**31 - 1, completion=2**31 - 1), Need(answers=2**31 - 1, unknown_completion=1024)):
         try:
-            reserve(f"{need.answers}", need)
-        except InsufficientBudget:
+            reserve(f"{need.answers}", need, grams_a_token=1e6, router=dear)
+        except APIError:
             pass
+    fund(ada, None)
+    carbon(ada, 10**17)
+    reserve("carbon alone", Need(answers=2**31 - 1), router=dear, grams_a_token=1.0)
     assert auditing.audit().is_clean
 
 

@@ -57,6 +57,13 @@ def test_garbage_in_the_stream_does_not_stop_the_drain(redis_client, ada, caplog
     assert (redis_client.xlen(spool.STREAM), redis_client.xlen(spool.REJECTED)) == (0, 7)
 
 
+def test_a_record_of_an_earlier_release_is_whole_all_the_same(redis_client, ada):
+    old = {name: value for name, value in record("a", user=ada).items() if name not in ("gco2eq", "estimated_cost")}
+    put(redis_client, old)
+    assert spool.drain() == 1
+    assert UsageRecord.objects.get().gco2eq == 0
+
+
 def test_what_was_deleted_since_the_call_leaves_its_name_and_its_number(redis_client, ada):
     put(redis_client, record("a", user=ada, key_id=12345, router_id=12345))
     gone = ada.id

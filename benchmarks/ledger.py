@@ -106,7 +106,7 @@ class World:
             with cursor.copy(f"COPY usage_usagerecord ({', '.join(_TYPES)}) FROM STDIN") as copy:
                 for block in self.lines(records):
                     copy.write(block)
-            columns = "day, user_id, key_id, organization_id, router_id, provider_id, user_email, key_name,"
+            columns = "day, user_id, key_id, organization_id, router_id, provider_id, endpoint, user_email, key_name,"
             columns += "organization_name, router_name, provider_model_name, requests, errors, prompt_tokens,"
             columns += "completion_tokens, cost, gco2eq, kwh"
             cursor.execute(

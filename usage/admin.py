@@ -1,5 +1,6 @@
 """The console's pages of limits, accounts and usage."""
 
+import re
 from typing import Any
 from zoneinfo import ZoneInfo, available_timezones
 
@@ -152,6 +153,7 @@ class ReservationAdmin(ReadOnlyAdmin):
     fields = readonly_fields = ("request_id", *list_display)
 
 
+REQUEST_ID = re.compile("[0-9a-f]{32}")
 SEARCHED_AT_MOST = 50  # users, or routers, whose records one search shows
 
 
@@ -185,9 +187,15 @@ class UsageRecordAdmin(ReadOnlyAdmin):
         term = search_term.strip()
         if not term:
             return queryset, False
+        if REQUEST_ID.fullmatch(term):
+            return queryset.filter(request_id=term), False
         users = list(User.objects.filter(email__icontains=term).values_list("id", flat=True)[:SEARCHED_AT_MOST])
         routers = list(Router.objects.filter(name__icontains=term).values_list("id", flat=True)[:SEARCHED_AT_MOST])
-        return queryset.filter(Q(request_id=term) | Q(user_id__in=users) | Q(router_id__in=routers)), False
+        if not routers:
+            return queryset.filter(user_id__in=users), False
+        if not users:
+            return queryset.filter(router_id__in=routers), False
+        return queryset.filter(Q(user_id__in=users) | Q(router_id__in=routers)), False
 
 
 @admin.register(DailyUsage)
@@ -201,6 +209,7 @@ class DailyUsageAdmin(ReadOnlyAdmin):
         "organization_name",
         "router_name",
         "provider_model_name",
+        "endpoint",
         "requests",
         "errors",
         "prompt_tokens",

@@ -3,14 +3,14 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from django.db.models import QuerySet
 from django.utils import timezone
 from rest_framework.request import Request
 
 from accounts.authentication import caller
 from accounts.permissions import AnyKey
+from opengate.pagination import Counted
 from opengate.rows import RowView, listing
-from usage.models import UsageRecord
+from usage import reporting
 from usage.serializers import UsageQuery, UsageRowSerializer
 
 DEFAULT_PERIOD = timedelta(days=30)
@@ -47,13 +47,10 @@ class MyUsage(RowView):
         query=UsageQuery,
         example=EXAMPLE,
     )
-    def get(self, request: Request, query: dict[str, Any]) -> QuerySet[UsageRecord]:
+    def get(self, request: Request, query: dict[str, Any]) -> Counted:
         """One row a call that was answered, the newest first."""
         start, end, endpoint = query.get("start_time"), query.get("end_time"), query.get("endpoint")
         since = datetime.fromtimestamp(start, UTC) if start is not None else timezone.now() - DEFAULT_PERIOD
-        rows = UsageRecord.objects.filter(user_id=caller(request).user_id, status__range=(200, 299), created__gte=since)
-        if end is not None:  # to the end of that second
-            rows = rows.filter(created__lte=datetime.fromtimestamp(end, UTC).replace(microsecond=999_999))
-        if endpoint is not None:
-            rows = rows.filter(endpoint=endpoint)
-        return rows.order_by("-created", "-id")
+        until = datetime.fromtimestamp(end, UTC).replace(microsecond=999_999) if end is not None else None
+        which = caller(request).user_id, since, until, endpoint
+        return Counted(reporting.answered(*which), reporting.number_answered(*which))

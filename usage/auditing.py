@@ -59,9 +59,9 @@ RULES: Mapping[str, str] = {
         ) AS daily
         FULL JOIN ({DAILY_SUMS.format(records=_RECORDS)}) AS sums
           ON (daily.day, coalesce(daily.user_id, 0), coalesce(daily.key_id, 0), coalesce(daily.organization_id, 0),
-              coalesce(daily.router_id, 0), coalesce(daily.provider_id, 0))
+              coalesce(daily.router_id, 0), coalesce(daily.provider_id, 0), daily.endpoint)
            = (sums.day, coalesce(sums.user_id, 0), coalesce(sums.key_id, 0), coalesce(sums.organization_id, 0),
-              coalesce(sums.router_id, 0), coalesce(sums.provider_id, 0))
+              coalesce(sums.router_id, 0), coalesce(sums.provider_id, 0), sums.endpoint)
         WHERE (daily.requests, daily.errors, daily.prompt_tokens, daily.completion_tokens, daily.cost, daily.gco2eq)
             IS DISTINCT FROM (sums.requests, sums.errors, sums.prompt_tokens, sums.completion_tokens, sums.cost,
                               sums.gco2eq)

@@ -69,7 +69,7 @@ _DEFAULTS = {
 _COLUMNS = ", ".join(_TYPES)
 _DECLARED = ", ".join(f"{name} {kind}" for name, kind in _TYPES.items())
 _DAY = "(created AT TIME ZONE 'UTC')::date"
-_GROUP = "user_id, key_id, organization_id, router_id, provider_id"
+_GROUP = "user_id, key_id, organization_id, router_id, provider_id, endpoint"
 _NAMES = ("user_email", "key_name", "organization_name", "router_name", "provider_model_name")
 _SUMS = {
     "requests": "count(*)",
@@ -119,7 +119,7 @@ WITH given AS (
 ), days AS (
     INSERT INTO {_DAILY} AS daily (day, {_GROUP}, {", ".join((*_NAMES, *_SUMS))}, records_deleted)
     SELECT sums.*, false FROM ({DAILY_SUMS.format(records="new")}) AS sums ORDER BY day, {_GROUP}
-    ON CONFLICT (day, user_id, key_id, organization_id, router_id, provider_id) DO UPDATE SET
+    ON CONFLICT (day, {_GROUP}) DO UPDATE SET
         {", ".join(f"{name} = EXCLUDED.{name}" for name in _NAMES)},
         {", ".join(f"{name} = daily.{name} + EXCLUDED.{name}" for name in _SUMS)}
 ), keys AS (

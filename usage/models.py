@@ -368,7 +368,7 @@ class UsageRecord(models.Model):
 
 
 class DailyUsage(models.Model):
-    """The sums of a UTC day's records of one user, key, organization, router and provider.
+    """The sums of a UTC day's records of one user, key, organization, router, provider and endpoint.
 
     Written in the statement that writes the records, so the two agree at any moment. It stays when records are old
     enough to be deleted; names are those of the day's last record.
@@ -385,6 +385,7 @@ class DailyUsage(models.Model):
     router_name = models.CharField("router", max_length=255)
     provider = _trace(Provider)
     provider_model_name = models.CharField("provider's model", max_length=255, null=True)
+    endpoint = models.CharField(max_length=64)
     requests = models.PositiveBigIntegerField(default=0)
     errors = models.PositiveBigIntegerField(default=0, help_text="Calls without an answer of status 2xx.")
     prompt_tokens = models.PositiveBigIntegerField(default=0)
@@ -398,7 +399,7 @@ class DailyUsage(models.Model):
         ordering: ClassVar[list[str]] = ["-day", "-id"]
         constraints = [
             models.UniqueConstraint(
-                fields=["day", "user", "key", "organization", "router", "provider"],
+                fields=["day", "user", "key", "organization", "router", "provider", "endpoint"],
                 nulls_distinct=False,
                 name="one_sum_a_day",
             )

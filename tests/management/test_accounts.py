@@ -1,16 +1,17 @@
 """Users, keys and oneself, as the contract means them."""
 
 import time
-from datetime import timedelta
+from datetime import UTC, timedelta
 
 import pytest
 from django.utils import timezone
 
 from accounts.models import Key, User
+from opengate.fields import MAX_TIMESTAMP
 from tests.conftest import PASSWORD
 from tests.server import Server
 from tests.usage.records import fund
-from usage.models import Limit, UsageRecord
+from usage.models import DailyUsage, Limit, UsageRecord
 
 
 @pytest.fixture
@@ -187,7 +188,9 @@ def test_usage_is_listed_newest_first_with_all_figures(as_ada, ada, router, chat
 def test_usage_is_listed_by_period_and_endpoint(as_ada, as_eve, ada, router, chat, records):
     assert chat(as_ada).status_code == 200
     records(1)
-    UsageRecord.objects.update(created=timezone.now() - timedelta(days=40))
+    long_ago = timezone.now() - timedelta(days=40)
+    UsageRecord.objects.update(created=long_ago)
+    DailyUsage.objects.update(day=long_ago.astimezone(UTC).date())
     moment = int(UsageRecord.objects.get().created.timestamp())
 
     def total(**query):
@@ -200,6 +203,8 @@ def test_usage_is_listed_by_period_and_endpoint(as_ada, as_eve, ada, router, cha
     assert total(start_time=0, endpoint="/v1/chat/completions") == 1
     assert total(start_time=0, endpoint="/v1/embeddings") == 0
     assert as_eve.get("/v1/me/usage?start_time=0").json()["total"] == 0
+    assert total(start_time=MAX_TIMESTAMP) == total(start_time=MAX_TIMESTAMP, end_time=MAX_TIMESTAMP) == 0
+    assert total(start_time=0, end_time=MAX_TIMESTAMP) == 1
 
 
 def test_usage_shows_answered_calls_only(as_ada, ada, router, upstream, chat, records):

@@ -3,13 +3,16 @@
 import csv
 import io
 import json
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from django.core.management import CommandError, call_command
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from accounts.models import User
 from tests.usage.records import record
-from usage import ledger
+from usage import ledger, reporting
 
 pytestmark = pytest.mark.usefixtures("transactional_db", "redis_client")
 
@@ -115,3 +118,32 @@ def test_an_empty_period_is_an_empty_report():
 def test_what_makes_no_sense_is_said(words):
     with pytest.raises(CommandError):
         report(*words)
+
+
+DAY = 86_400
+MOMENTS = st.integers(0, 6 * DAY).map(lambda seconds: datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds))
+
+
+@pytest.fixture
+def week(ada):
+    """A call every two hours and a bit, for six days; some are not answered, some are embeddings."""
+    moments = (datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=7919 * n) for n in range(6 * DAY // 7919))
+    ledger.store(
+        [
+            record(
+                f"w{n}",
+                user=ada,
+                created=moment.isoformat(),
+                status=503 if n % 5 == 0 else 200,
+                endpoint="/v1/embeddings" if n % 3 == 0 else "/v1/chat/completions",
+            )
+            for n, moment in enumerate(moments)
+        ]
+    )
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(since=MOMENTS, until=st.one_of(st.none(), MOMENTS), endpoint=st.sampled_from([None, "/v1/embeddings"]))
+def test_the_number_of_calls_by_sums_is_that_of_the_records(week, ada, since, until, endpoint):
+    which = ada.id, since, until, endpoint
+    assert reporting.number_answered(*which) == reporting.answered(*which).count()

@@ -9,14 +9,14 @@ WHERE kgco2eq_max > 0;
 UPDATE usage_usagerecord SET organization_name = organization.name
 FROM accounts_organization AS organization WHERE organization.id = organization_id;
 
-INSERT INTO usage_dailyusage (day, user_id, key_id, organization_id, router_id, provider_id, user_email, key_name,
-    organization_name, router_name, provider_model_name, requests, errors, prompt_tokens, completion_tokens, cost,
+INSERT INTO usage_dailyusage (day, user_id, key_id, organization_id, router_id, provider_id, endpoint, user_email,
+    key_name, organization_name, router_name, provider_model_name, requests, errors, prompt_tokens, completion_tokens, cost,
     gco2eq, kwh, records_deleted)
-SELECT (created AT TIME ZONE 'UTC')::date, user_id, key_id, organization_id, router_id, provider_id, max(user_email),
-    max(key_name), max(organization_name), max(router_name), max(provider_model_name), count(*),
+SELECT (created AT TIME ZONE 'UTC')::date, user_id, key_id, organization_id, router_id, provider_id, endpoint,
+    max(user_email), max(key_name), max(organization_name), max(router_name), max(provider_model_name), count(*),
     count(*) FILTER (WHERE status NOT BETWEEN 200 AND 299), sum(prompt_tokens), sum(completion_tokens), sum(cost),
     sum(gco2eq), sum((kwh_min + kwh_max) / 2), false
-FROM usage_usagerecord GROUP BY 1, 2, 3, 4, 5, 6;
+FROM usage_usagerecord GROUP BY 1, 2, 3, 4, 5, 6, 7;
 
 INSERT INTO usage_account (user_id, granted, spent, reserved, carbon_spent, carbon_reserved, period, time_zone,
     refill_day, refill_hour)

@@ -41,7 +41,7 @@ class Command(BaseCommand):
 
     def _table(self, rows: list[dict[str, Any]], by: str, first: date, last: date) -> None:
         self.stdout.write(f"From {first} to {last}, by {by}:\n")
-        first_column = {"day": "day"} if by == "day" else {"id": "id", "name": by}
+        first_column = {"id": "id", "name": by} if _is_named(by) else {by: by}
         columns = first_column | {field: HEADINGS.get(field, field) for field in reporting.SUMS}
         footer = dict.fromkeys(first_column, "") | reporting.total(rows)
         footer[list(first_column)[-1]] = "all"
@@ -50,7 +50,7 @@ class Command(BaseCommand):
         self.stdout.write(tabulate(lines, list(columns.values()), colalign=right, disable_numparse=True))
 
     def _csv(self, rows: list[dict[str, Any]], by: str, first: date, last: date) -> None:
-        names = ["day"] if by == "day" else ["id", "name"]
+        names = ["id", "name"] if _is_named(by) else [by]
         writer = csv.writer(self.stdout, lineterminator="\n")
         writer.writerow([*names, *reporting.SUMS])
         for row in rows:
@@ -60,6 +60,10 @@ class Command(BaseCommand):
         """Money and grams are texts: JSON's numbers are floats to most who read them."""
         content = {"from": first, "to": last, "by": by, "rows": rows, "total": reporting.total(rows)}
         self.stdout.write(json.dumps(content, default=str, ensure_ascii=False))
+
+
+def _is_named(by: str) -> bool:
+    return len(set(reporting.GROUPS[by])) == 2
 
 
 def _day(text: str) -> date:

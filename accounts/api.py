@@ -10,6 +10,7 @@ from django.contrib.auth.hashers import make_password
 from django.contrib.auth.signals import user_logged_in
 from django.db.models import Count, OuterRef, ProtectedError, QuerySet, Subquery
 from django.db.models.functions import Coalesce
+from django.utils import timezone
 from rest_framework.permissions import AllowAny
 from rest_framework.request import Request
 
@@ -471,7 +472,7 @@ class MyInfo(RowView):
     )
     def get(self, request: Request) -> User:
         """Answers also when the account has expired."""
-        budgets.refill_due(user_id=caller(request).user_id)
+        budgets.refill_due(timezone.now(), user_id=caller(request).user_id)
         user: Any = _found(User.objects.select_related("role", "account"), caller(request).user_id, UserNotFound)
         user.open_limits = Limit.objects.filter(role=user.role).exclude(value=0)
         found: User = user

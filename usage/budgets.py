@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -31,17 +32,18 @@ from usage.models import Account, Outcome, Reservation
 logger = logging.getLogger(__name__)
 
 LEARNED_FROM = 200  # calls of a router
+MOST_OVERRUN = 10  # so that some odd calls of one user do not close the budgets of all others
 RECOVERED_AT_ONCE = 200
 BEATS_A_LEASE = 3
 TRIES = 4
 RECOVERED_STATUS = 500  # nobody knows what the caller saw; no answer came to its end
 
 # Over `last`, a router's last answers. What they cost beyond expectation is multiplied into the next reservations.
-_LEARNED = """
+_LEARNED = f"""
     percentile_disc(0.95) WITHIN GROUP (ORDER BY prompt_tokens) AS prompt_tokens,
     percentile_disc(0.95) WITHIN GROUP (ORDER BY completion_tokens) AS completion_tokens,
     coalesce(percentile_disc(0.95) WITHIN GROUP (
-        ORDER BY round(least(greatest(cost / nullif(estimated_cost, 0), 1), 1000), 3)), 1) AS overrun,
+        ORDER BY round(least(greatest(cost / nullif(estimated_cost, 0), 1), {MOST_OVERRUN}), 3)), 1) AS overrun,
     count(*) AS calls
 """
 _LAST = f"""
@@ -91,7 +93,7 @@ WITH learned AS (
     FROM taken, need
     RETURNING request_id
 )
-SELECT EXISTS (SELECT FROM held), expected, cost, grams FROM need
+SELECT EXISTS (SELECT FROM held), expected, cost, grams, now() FROM need
 """  # noqa: S608
 
 _KEEP_ALIVE = """
@@ -174,14 +176,14 @@ def reserve(user_id: int, record: Record, router: Router, need: Need, grams_a_to
     for _ in range(TRIES):
         with connection.cursor() as cursor:
             cursor.execute(_RESERVE, parameters)
-            is_held, expected, cost, grams = cursor.fetchone()
+            is_held, expected, cost, grams, now = cursor.fetchone()
         if is_held:
             return Decimal(expected)
         account = Account.objects.filter(user_id=user_id).first()
         if account is None:
             return None  # a user who is gone, or whose limits were lifted with it
-        if account.refills is not None and account.refills <= timezone.now():
-            refill_due(user_id=account.pk)
+        if account.refills is not None and account.refills <= now:
+            refill_due(now, user_id=account.pk)
         elif router.has_price and not _is_there(account.granted, account.spent + account.reserved, cost):
             raise InsufficientBudget
         elif grams and not _is_there(account.carbon_granted, account.carbon_spent + account.carbon_reserved, grams):
@@ -193,14 +195,14 @@ def _is_there(granted: Decimal | None, taken: Decimal, wanted: Decimal) -> bool:
     return granted is None or (granted > taken and granted - taken >= wanted)
 
 
-def refill_due(**which: Any) -> int:
+def refill_due(now: datetime, **which: Any) -> int:
     """Begin the new period of accounts whose time has come; answers how many."""
     refilled = 0
-    for pk in Account.objects.due(timezone.now()).filter(**which).values_list("pk", flat=True).iterator():
+    for pk in Account.objects.due(now).filter(**which).values_list("pk", flat=True).iterator():
         with transaction.atomic():
-            account = Account.objects.due(timezone.now()).select_for_update().filter(pk=pk).first()
+            account = Account.objects.due(now).select_for_update().filter(pk=pk).first()
             if account is not None:
-                account.refill(timezone.now())
+                account.refill(now)
                 refilled += 1
     return refilled
 

@@ -1,6 +1,7 @@
 """Background work of usage."""
 
 from celery import shared_task
+from django.utils import timezone
 
 from usage import budgets, retention, spool
 
@@ -27,7 +28,7 @@ def learn_estimates() -> None:
 @shared_task
 def refill_accounts() -> None:
     """Begin new periods; who calls first begins its own."""
-    budgets.refill_due()
+    budgets.refill_due(timezone.now())
 
 
 @shared_task

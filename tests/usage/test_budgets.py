@@ -371,7 +371,7 @@ def test_an_allowance_is_there_at_once_and_again_in_each_period(ada, reserve):
     assert account.refills > now
     with pytest.raises(InsufficientBudget):
         reserve("c")
-    assert budgets.refill_due() == 0
+    assert budgets.refill_due(timezone.now()) == 0
     assert auditing.audit().is_clean
 
 
@@ -380,7 +380,7 @@ def test_refilling_forgets_what_was_left_and_what_was_overrun(ada, ben):
     for user, spent in ((ada, 3), (ben, 30)):
         allow(user, past, allowance=Decimal(10), period="day")
         ledger.store([settled(user.email[:20], user, spent)])
-    assert budgets.refill_due() == 2
+    assert budgets.refill_due(timezone.now()) == 2
     assert (left(ada), left(ben)) == (10, 10)
 
 

@@ -22,6 +22,13 @@ def test_only_text_counts_in_messages():
     assert tokens.of_messages([{"content": parts}, *odd]) == 2
 
 
+def test_a_chats_format_and_its_images_count_in_what_it_may_cost():
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}
+    assert tokens.of_format([{"role": "user", "content": "Hi"}]) == 7
+    assert tokens.of_format([{"content": [{"type": "text", "text": "Hi"}, image, image]}, {"content": None}]) == 2011
+    assert tokens.of_format(["odd", {"content": [1, None, {}]}, {}]) == 15
+
+
 def test_every_choice_counts_with_reasoning_and_tool_calls():
     message = {
         "content": "1234",

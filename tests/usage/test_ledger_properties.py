@@ -181,7 +181,7 @@ class AccountMachine(RuleBasedStateMachine):
     def refill(self) -> None:
         due = Account.objects.filter(user=self.user, refills__isnull=False)
         due.update(refills=timezone.now() - timedelta(seconds=1))
-        assert budgets.refill_due(user_id=self.user.id) == (self.allowance is not None)
+        assert budgets.refill_due(timezone.now(), user_id=self.user.id) == (self.allowance is not None)
         if self.allowance is not None:
             self.granted = self.spent + self.allowance
 

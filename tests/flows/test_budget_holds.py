@@ -33,12 +33,19 @@ def priced(router):
     return router
 
 
-@pytest.fixture
-def servers(redis_client, priced):
-    started = [Server(**LEASE).start() for _ in range(2)]
+@pytest.fixture(scope="module")
+def _servers(django_db_setup, django_db_blocker):
+    with django_db_blocker.unblock():
+        started = [Server(**LEASE).start() for _ in range(2)]
     yield started
     for server in started:
         server.stop()
+
+
+@pytest.fixture
+def servers(_servers, redis_client, priced):
+    """Two web processes that the tests here share."""
+    return _servers
 
 
 def slow(upstream, seconds: float) -> None:

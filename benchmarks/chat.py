@@ -30,11 +30,13 @@ from opengate.embedded import running  # noqa: E402
 from tests.services import SECRETS  # noqa: E402
 
 WEB, PROVIDER, FLOOR = 8711, 9711, 8712
+OURS = ("opengate", "budget")  # the same process; the second one's user has a budget, reserved and settled in Postgres
 GENEROUS = 10**12  # a limit that is counted and never reached
 CORES = sorted(os.sched_getaffinity(0))
 
 PROVISION = """
 import sys
+from django.core.management import call_command
 from accounts.models import Key, Role, User
 from routing.models import Provider, Router
 from usage.models import Limit
@@ -44,8 +46,9 @@ Provider.objects.create(router=router, type="openai", url=sys.argv[1], key="k" *
                         model_hosting_zone="FRA", model_total_params=8, model_active_params=8)
 for type in ("rpm", "rpd", "tpm", "tpd"):
     Limit.objects.create(role=role, router=router, type=type, value=GENEROUS)
-user = User.objects.create_user("bench@example.org", None, role)
-print(Key.objects.issue(user, "bench")[1])
+users = [User.objects.create_user(f"{name}@example.org", None, role) for name in ("bench", "budget")]
+call_command("setbudget", users[1].email, budget="1000000000", stdout=sys.stderr)
+print(",".join(Key.objects.issue(user, "bench")[1] for user in users))
 """
 COUNT = """
 from usage import spool
@@ -157,7 +160,7 @@ def measure(quick: bool, out: Path) -> dict[str, Any]:
         )
         python = sys.executable
         subprocess.run([python, "manage.py", "migrate", "-v", "0"], cwd=ROOT, env=environment, check=True)
-        key = shell(PROVISION, environment, f"http://127.0.0.1:{PROVIDER}/")
+        key, budget_key = shell(PROVISION, environment, f"http://127.0.0.1:{PROVIDER}/").split(",")
         beat = ["-s", str(home / "beat"), "--loglevel", "error"]
         for command, cores in (
             ([python, str(HERE / "upstream.py"), "--port", str(PROVIDER)], CORES[:1]),
@@ -171,6 +174,7 @@ def measure(quick: bool, out: Path) -> dict[str, Any]:
             f"direct,url=http://127.0.0.1:{PROVIDER}/v1,pids=port:{PROVIDER}",
             f"floor,url=http://127.0.0.1:{FLOOR}/v1,pids=port:{FLOOR}",
             f"opengate,url=http://127.0.0.1:{WEB}/v1,key={key},pids=port:{WEB}",
+            f"budget,url=http://127.0.0.1:{WEB}/v1,key={budget_key},pids=port:{WEB}",
         ]
         common = ["--seconds", seconds, "--rounds", rounds, "--timeout", "60"]
         scratch = home / "run.json"
@@ -182,7 +186,7 @@ def measure(quick: bool, out: Path) -> dict[str, Any]:
         sections["streams, 64 callers, 100 chunks each, one every 10 ms"] = figures(
             load(targets, scratch, *stream, *common)
         )
-        answered = sum(section["targets"]["opengate"]["answered"] for section in sections.values())
+        answered = sum(section["targets"][ours]["answered"] for section in sections.values() for ours in OURS)
         recorded = int(shell(COUNT, environment))
     if recorded < answered:
         raise SystemExit(f"{answered} calls were answered and measured, but only {recorded} usage records exist.")

@@ -243,7 +243,7 @@ class Call:
     async def _is_stored(self, record: Record) -> bool:
         """Whether the account is settled at once; with Postgres away the drain does it later."""
         try:
-            await in_time(ledger.astore([record]))
+            await in_time(ledger.settle(record))
         except DatabaseAway:
             return False
         return True

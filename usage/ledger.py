@@ -5,8 +5,10 @@ users have spent, and frees their reservations. A record whose request id is kno
 does no harm, and the figures agree at any moment (`usage.auditing` proves it).
 """
 
+import asyncio
 from collections.abc import Sequence
 from typing import TypedDict
+from weakref import WeakKeyDictionary
 
 from django.db import DataError, IntegrityError, connection, transaction
 from pydantic_core import to_json
@@ -162,7 +164,7 @@ def store(records: Sequence[Record]) -> int:
     return len(new) + sum(_replace(record) for record in late)
 
 
-astore = in_thread(store)
+_astore = in_thread(store)
 
 
 def _settle(records: Sequence[Record]) -> set[str]:
@@ -188,3 +190,70 @@ def _json(records: Sequence[Record]) -> str:
         if missing := _TYPES.keys() - record.keys():
             raise KeyError(*sorted(missing))
     return to_json(whole).decode()
+
+
+# Calls that end at the same time are settled together
+
+
+BATCH = 200
+
+
+async def settle(record: Record) -> None:
+    """Settle one call; those that end while a statement is under way share the next one. Raises as `store` does."""
+    loop = asyncio.get_running_loop()
+    line = _lines.get(loop)
+    if line is None:
+        line = _lines[loop] = _Line()
+    await line.settled(record)
+
+
+class _Line:
+    """Calls of one event loop that wait to be settled."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[Record, asyncio.Future[None]]] = []
+        self.task: asyncio.Task[None] | None = None
+
+    def settled(self, record: Record) -> "asyncio.Future[None]":
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.waiting.append((record, future))
+        if self.task is None or self.task.done():
+            self.task = asyncio.ensure_future(self._serve())
+        return future
+
+    async def _serve(self) -> None:
+        while self.waiting:
+            batch, self.waiting = self.waiting[:BATCH], self.waiting[BATCH:]
+            try:
+                await self._carry(batch)
+            except UNFIT:  # one of them does not fit, and the others are not to suffer
+                for one in batch:
+                    try:
+                        await self._carry([one])
+                    except UNFIT as error:
+                        _tell([one], error)
+
+    async def _carry(self, batch: list[tuple[Record, "asyncio.Future[None]"]]) -> None:
+        try:
+            await _astore([record for record, _ in batch])
+        except UNFIT:
+            raise
+        except BaseException as error:
+            _tell(batch, error)
+            if not isinstance(error, Exception):
+                raise
+        else:
+            _tell(batch, None)
+
+
+def _tell(batch: list[tuple[Record, "asyncio.Future[None]"]], error: BaseException | None) -> None:
+    for _, future in batch:
+        if future.done():
+            continue  # whoever asked has gone
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)
+
+
+_lines: WeakKeyDictionary[asyncio.AbstractEventLoop, _Line] = WeakKeyDictionary()

@@ -1,16 +1,18 @@
 """Money under parallel calls: what is reserved, refused, settled, recovered and refilled."""
 
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
-from django.db import IntegrityError, connection, transaction
+from django.db import DataError, IntegrityError, connection, transaction
 from django.utils import timezone
 
 from opengate.errors import APIError
 from routing.models import Router
 from routing.snapshot import _router
+from tests.loops import in_loop
 from tests.usage.records import fund, left, record
 from usage import auditing, budgets, ledger
 from usage.budgets import Need
@@ -416,3 +418,18 @@ def test_the_sums_of_a_day_are_by_utc_and_by_everything_that_differs(ada, ben):
         (2, "ada@example.org", 1, 0, 10, "Ministry of Tests"),
         (2, "ben@example.org", 1, 0, 10, "Ministry of Tests"),
     ]
+
+
+def test_calls_that_end_together_are_settled_together_and_one_that_does_not_fit_alone(ada, reserve):
+    fund(ada, 100)
+    for name in "abc":
+        reserve(name)
+    calls = [settled("a", ada, 1), settled("b", ada, 1, endpoint="x" * 1000), settled("c", ada, 1)]
+
+    async def settle_all() -> list[BaseException | None]:
+        return await asyncio.gather(*(ledger.settle(call) for call in calls), return_exceptions=True)
+
+    answers = in_loop(settle_all())
+    assert [type(answer) for answer in answers] == [type(None), DataError, type(None)]
+    assert (left(ada), Account.objects.get(user=ada).reserved) == (98, 10)
+    assert auditing.audit().is_clean

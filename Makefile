@@ -8,10 +8,10 @@ LOCK := $(PYTHON) -m uv pip compile --quiet --universal --python-version 3.11 --
 MODELS_SORRY := The local models could not be installed here; everything else works without them.
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint types imports check fuzz bench lock clean
+.PHONY: help quickstart test lint types imports check fuzz drill bench bench-ledger lock clean
 
 help: ## what can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 quickstart: $(VENV)/installed $(VENV)/installed-models ## start everything on http://127.0.0.1:8000 (OPENGATE_PORT=… for another port)
 	@exec $(PYTHON) manage.py quickstart
@@ -33,6 +33,12 @@ check: lint types imports ## lint, types and imports
 
 fuzz: $(VENV)/installed-dev ## the running server against its OpenAPI document, 500 cases an operation and more
 	OPENGATE_FUZZ_EXAMPLES=500 $(PYTHON) -m pytest -s tests/management/test_schemathesis.py
+
+drill: $(VENV)/installed-dev ## Redis and Postgres stopped, emptied and restarted for 10 s each, under load
+	OPENGATE_DRILL_SECONDS=10 $(PYTHON) -m pytest -s tests/flows/test_drill.py
+
+bench-ledger: $(VENV)/installed-dev ## pages, drain and audit with ten million usage records (8 GB of disk)
+	$(PYTHON) benchmarks/ledger.py
 
 bench: $(VENV)/installed-dev ## what a call and a list cost, into benchmarks/results
 	$(PYTHON) benchmarks/chat.py

@@ -130,7 +130,7 @@ CELERY_BEAT_SCHEDULE = {
     },
     "learn-estimates": {"task": "usage.tasks.learn_estimates", "schedule": 10.0, "options": {"expires": 10.0}},
     "refill-accounts": {"task": "usage.tasks.refill_accounts", "schedule": 60.0, "options": {"expires": 60.0}},
-    "delete-old-usage": {"task": "usage.tasks.delete_old_usage", "schedule": 3600.0, "options": {"expires": 3600.0}},
+    "delete-old-usage": {"task": "usage.tasks.delete_old_usage", "schedule": 300.0, "options": {"expires": 300.0}},
 }
 
 AUTH_USER_MODEL = "accounts.User"

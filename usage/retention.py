@@ -8,6 +8,7 @@ from django.utils import timezone
 from usage.models import DailyUsage, UsageRecord
 
 BATCH = 5_000
+MOST = 100_000  # at a time: the worker has other things to do
 
 
 def first_day_kept() -> date | None:
@@ -17,7 +18,7 @@ def first_day_kept() -> date | None:
 
 
 def delete_old() -> int:
-    """Delete the records of days that are not kept, in batches that hold no lock for long; answers how many.
+    """Delete records of days that are not kept, MOST at most, in batches that hold no lock for long; answers how many.
 
     The sums of those days are marked first: from then on nobody expects their records.
     """
@@ -27,6 +28,6 @@ def delete_old() -> int:
     DailyUsage.objects.filter(day__lt=first, records_deleted=False).update(records_deleted=True)
     old = UsageRecord.objects.filter(created__lt=datetime.combine(first, time.min, UTC)).order_by("created")
     deleted = 0
-    while ids := list(old.values_list("id", flat=True)[:BATCH]):
+    while deleted < MOST and (ids := list(old.values_list("id", flat=True)[:BATCH])):
         deleted += UsageRecord.objects.filter(id__in=ids)._raw_delete("default")
     return deleted

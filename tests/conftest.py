@@ -5,12 +5,14 @@ ada owns things, ben shares her organization, eve is a stranger whose role opens
 
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import httpx
 import pytest
 import redis
 from django.conf import settings
+from django.contrib.auth.hashers import make_password
 from django.db import connection
 
 from accounts.models import Key, Organization, Permission, Role, User
@@ -23,6 +25,16 @@ from usage import spool
 from usage.models import Limit, UsageRecord
 
 PASSWORD = "correct horse battery"
+
+
+@cache
+def _hashed() -> str:
+    return make_password(PASSWORD)
+
+
+def person(email: str, role: Role, **fields: Any) -> User:
+    """A user whose password is PASSWORD; hashed once for all of them, since that takes its time on purpose."""
+    return User.objects.create(email=email, password=_hashed(), role=role, **fields)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -85,23 +97,23 @@ def role(transactional_db: None) -> Role:
 
 @pytest.fixture
 def ada(role: Role, organization: Organization) -> User:
-    return User.objects.create_user("ada@example.org", PASSWORD, role, organization=organization)
+    return person("ada@example.org", role, organization=organization)
 
 
 @pytest.fixture
 def ben(role: Role, organization: Organization) -> User:
-    return User.objects.create_user("ben@example.org", PASSWORD, role, organization=organization)
+    return person("ben@example.org", role, organization=organization)
 
 
 @pytest.fixture
 def eve(transactional_db: None) -> User:
-    return User.objects.create_user("eve@example.org", PASSWORD, Role.objects.create(name="strangers"))
+    return person("eve@example.org", Role.objects.create(name="strangers"))
 
 
 @pytest.fixture
 def admin(transactional_db: None) -> User:
     role = Role.objects.create(name="admin", permissions=Permission.values)
-    return User.objects.create_user("admin@example.org", PASSWORD, role)
+    return person("admin@example.org", role)
 
 
 @pytest.fixture

@@ -13,7 +13,9 @@ import pytest
 import redis
 from django.conf import settings
 from django.contrib.auth.hashers import make_password
+from django.contrib.contenttypes.management import create_contenttypes
 from django.db import connection
+from django.db.models.signals import post_migrate
 
 from accounts.models import Key, Organization, Permission, Role, User
 from opengate import epoch
@@ -38,8 +40,13 @@ def person(email: str, role: Role, **fields: Any) -> User:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _lasting_content_types() -> None:
-    """Emptying the tables between tests leaves those of the content types: processes remember their numbers."""
+def _lasting_content_types(django_db_setup: None) -> None:
+    """Emptying the tables between tests leaves those of the content types: processes remember their numbers.
+
+    So nobody has to look after each test whether all of them are there.
+    """
+    post_migrate.disconnect(dispatch_uid="django.contrib.auth.management.create_permissions")
+    post_migrate.disconnect(create_contenttypes)
     introspection = connection.introspection
     names = introspection.django_table_names
 
@@ -47,6 +54,23 @@ def _lasting_content_types() -> None:
         return [name for name in names(*args, **how) if name not in ("django_content_type", "auth_permission")]
 
     introspection.django_table_names = lasting  # type: ignore[method-assign]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_emptying() -> None:
+    """Tables with a few rows are emptied by DELETE ten times quicker than by TRUNCATE, which makes new files.
+
+    The locks wait, as those of TRUNCATE do, for whoever still writes.
+    """
+
+    def emptied(style: Any, tables: list[str], **how: Any) -> list[str]:
+        names = [connection.ops.quote_name(table) for table in tables]
+        lock = f"LOCK TABLE {', '.join(names)} IN ACCESS EXCLUSIVE MODE"
+        deletes = [f"DELETE FROM {name}" for name in names]
+        without_triggers = "SET LOCAL session_replication_role = replica"
+        return ["; ".join([lock, without_triggers, *deletes])] if names else []
+
+    connection.ops.sql_flush = emptied  # type: ignore[method-assign,assignment]
 
 
 @pytest.fixture(scope="session")

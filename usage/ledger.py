@@ -2,7 +2,8 @@
 
 One statement settles any number of calls: it inserts their records, adds them to the day's sums and to what their
 users have spent, and frees their reservations. A record whose request id is known changes nothing, so settling twice
-does no harm, and the figures agree at any moment (`usage.auditing` proves it).
+does no harm, and the figures agree at any moment (`usage.auditing` proves it). Rows of a kind are locked in the order
+of their ids, so that two statements never wait for each other in a ring.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ from weakref import WeakKeyDictionary
 from django.db import DataError, IntegrityError, connection, transaction
 from pydantic_core import to_json
 
+from accounts.models import Key
 from opengate.database import in_thread
 from usage.models import DailyUsage, Outcome, UsageRecord
 
@@ -126,8 +128,12 @@ WITH given AS (
         {", ".join(f"{name} = daily.{name} + EXCLUDED.{name}" for name in _SUMS)}
 ), keys AS (
     UPDATE accounts_key SET last_used = used.moment
-    FROM (SELECT key_id, max(created) AS moment FROM new GROUP BY key_id) AS used
-    WHERE accounts_key.id = used.key_id AND (last_used IS NULL OR last_used < used.moment)
+    FROM (
+        SELECT id, moment FROM accounts_key
+        JOIN (SELECT key_id, max(created) AS moment FROM new GROUP BY key_id) AS latest ON key_id = id
+        ORDER BY id FOR NO KEY UPDATE OF accounts_key
+    ) AS used
+    WHERE accounts_key.id = used.id AND (last_used IS NULL OR last_used < used.moment)
 )
 SELECT request_id FROM new
 """  # noqa: S608
@@ -176,6 +182,8 @@ def _settle(records: Sequence[Record]) -> set[str]:
 def _replace(record: Record) -> int:
     """Put the truth in the place of a guess; 0 when there is no guess."""
     with transaction.atomic():
+        # Keys first, as in the other statement: the two would wait for each other.
+        list(Key.objects.select_for_update(no_key=True).filter(id__in=[record["key_id"]]).values_list("id"))
         with connection.cursor() as cursor:
             cursor.execute(_REPLACE, [record["request_id"]])
             if not cursor.rowcount:

@@ -76,8 +76,7 @@ class Call:
         self.tried: frozenset[int] = frozenset()  # providers that failed
         self.ttft_ms: int | None = None
         self.answering = False  # a status 200 is on its way to the caller
-        self.has_reservation = False
-        self.estimated_cost: Decimal | None = None
+        self.estimated_cost: Decimal | None = None  # of a call with a reservation
         self.tokens = Tokens()
         self.settled = False
         self._footprint: carbon.Footprint | None = None
@@ -112,7 +111,6 @@ class Call:
             # What it says of tokens is filled in if it is ever used.
             record = self._record(0, Outcome.RECOVERED)
             self.estimated_cost = await budgets.areserve(self.principal.user_id, record, router, need, rate)
-            self.has_reservation = True
 
     def admit_unrouted(self, name: str) -> None:
         """Admit a call that the gateway answers itself, under this name: no router, no limits, no price."""
@@ -230,7 +228,7 @@ class Call:
             return
         record = self._record(status, outcome)
         try:
-            if self.has_reservation and await self._is_stored(record):
+            if self.estimated_cost is not None and await self._is_stored(record):
                 await self._leave(outcome)
             else:
                 await spool.send(record, *self._let_go(outcome))

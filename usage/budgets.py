@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 from django.conf import settings
 from django.db import connection, transaction
-from django.utils import timezone
+from django.db.models.functions import Now
 from pydantic_core import to_json
 
 from opengate.database import commit, in_thread, in_time
@@ -96,8 +96,11 @@ WITH learned AS (
 SELECT EXISTS (SELECT FROM held), expected, cost, grams, now() FROM need
 """  # noqa: S608
 
+# A reservation that is locked is being settled, and needs no more time: waiting for it could be waiting in a ring.
 _KEEP_ALIVE = """
-UPDATE usage_reservation SET expires = now() + %s * interval '1 second' WHERE request_id = ANY(%s)
+UPDATE usage_reservation SET expires = now() + %s * interval '1 second' WHERE request_id IN (
+    SELECT request_id FROM usage_reservation WHERE request_id = ANY(%s) FOR UPDATE SKIP LOCKED
+)
 """
 
 _LEARN = f"""
@@ -221,7 +224,7 @@ def recover() -> int:
     recovered = 0
     while True:
         # Not locked: whoever settles one of them meanwhile is as welcome, and the ledger takes only one of the two.
-        found = list(Reservation.objects.filter(expires__lt=timezone.now()).order_by("expires")[:RECOVERED_AT_ONCE])
+        found = list(Reservation.objects.filter(expires__lt=Now()).order_by("expires")[:RECOVERED_AT_ONCE])
         for row in found:
             try:
                 recovered += ledger.store([_recovered(row)])
@@ -271,12 +274,13 @@ _areserve = in_thread(reserve)
 _arelease = in_thread(release)
 
 
-def _keep_alive(request_ids: Sequence[str]) -> None:
+def keep_alive(request_ids: Sequence[str]) -> None:
+    """Let these reservations begin their leases anew."""
     with connection.cursor() as cursor:
         cursor.execute(_KEEP_ALIVE, [settings.RESERVATION_LEASE_SECONDS, list(request_ids)])
 
 
-_akeep_alive = in_thread(_keep_alive)
+_akeep_alive = in_thread(keep_alive)
 
 
 async def areserve(user_id: int, record: Record, router: Router, need: Need, grams_a_token: float) -> Decimal | None:

@@ -32,7 +32,11 @@ def many_users(role, organization):
             " FROM generate_series(1, %s) AS n",
             [role.id, organization.id, MANY],
         )
-        cursor.execute("ANALYZE accounts_user")
+        cursor.execute(
+            "INSERT INTO usage_account (user_id, spent, reserved, carbon_spent, carbon_reserved, period, time_zone,"
+            " refill_day, refill_hour) SELECT id, 1, 0, 1, 0, '', 'UTC', 1, 0 FROM accounts_user"
+        )
+        cursor.execute("ANALYZE accounts_user, usage_account")
 
 
 def plan(sql: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Settlements, recoveries and late truths of the same users at the same time: nobody waits in a ring."""
+"""Settlements, recoveries, late truths and renewed leases of the same users at once: nobody waits in a ring."""
 
 import random
 import secrets
@@ -39,6 +39,8 @@ def test_parallel_settlements_of_the_same_users_never_deadlock():
             secrets.token_hex(16), user=user, key_id=keys[user.id], router_id=router.id, created=now, **prices
         )
 
+    under_way: set[str] = set()
+
     def work(seed: int) -> None:
         chance, now = random.Random(seed), timezone.now()
         try:
@@ -46,6 +48,10 @@ def test_parallel_settlements_of_the_same_users_never_deadlock():
                 batch = [call(user) for user in chance.sample(users, BATCH)]
                 for each in batch:
                     budgets.reserve(each["user_id"] or 0, each, router, Need(1, completion=1), 0.0)
+                    under_way.add(each["request_id"])
+                alive = list(under_way)  # those of other threads, too, which are being settled
+                chance.shuffle(alive)
+                budgets.keep_alive(alive)
                 dead = [each["request_id"] for each in batch if chance.random() < 0.2]
                 silent = Reservation.objects.filter(request_id__in=dead)
                 silent.update(created=now - timedelta(seconds=61), expires=now - timedelta(seconds=1))
@@ -53,6 +59,7 @@ def test_parallel_settlements_of_the_same_users_never_deadlock():
                     budgets.recover()
                 chance.shuffle(batch)
                 ledger.store(batch)
+                under_way.difference_update(each["request_id"] for each in batch)
         finally:
             connection.close()
 

@@ -248,11 +248,13 @@ class Reservation(models.Model):
     """What a call under way may cost: taken from the user's account before it starts, freed by its settlement.
 
     It is kept alive by the process that answers the call; one that expires belongs to a process that died, and is
-    settled at its estimate. `record` is the usage record as it would be then.
+    settled at its estimate. `record` is the usage record as it would be then. That of a user who is gone ends the same
+    way, and moves no account.
     """
 
     request_id = models.CharField(max_length=32, primary_key=True)
-    user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="reservations")
+    # Without a constraint: a user who calls without a pause could not be deleted, for there is always one more.
+    user = models.ForeignKey(User, on_delete=models.DO_NOTHING, db_constraint=False, related_name="reservations")
     cost = _amount("What is held of the account: its `reserved` has it.")
     gco2eq = _amount("Grams of CO2eq that are held: its `carbon_reserved` has them.")
     prompt_tokens = models.PositiveIntegerField()

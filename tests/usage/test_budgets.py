@@ -202,12 +202,21 @@ def test_a_reservation_that_is_not_used_is_given_back(ada, reserve):
     reserve("b")
 
 
-def test_a_user_who_is_deleted_takes_reservations_along_and_leaves_its_usage(ada, reserve):
+@pytest.mark.parametrize("ends", ["settled", "recovered", "given back"])
+def test_a_call_outlives_its_user_and_moves_no_account(ada, reserve, ends):
     fund(ada, 100)
     reserve("a")
+    late = settled("a", ada)
     ada.delete()
-    assert ledger.store([settled("a", ada, user_id=12345)]) == 1
-    assert not Account.objects.exists()
+    if ends == "settled":
+        assert ledger.store([late]) == 1
+    elif ends == "recovered":
+        expire_all()
+        assert budgets.recover() == 1
+    else:
+        budgets.release("a")
+    assert UsageRecord.objects.count() == (ends != "given back")
+    assert (Account.objects.count(), Reservation.objects.count()) == (0, 0)
     assert auditing.audit().is_clean
 
 

@@ -5,6 +5,7 @@ PYTHON := $(VENV)/bin/python
 PIP := $(PYTHON) -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --no-deps --require-hashes --progress-bar off
 LOCK := $(PYTHON) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
+SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 MODELS_SORRY := The local models could not be installed here; everything else works without them.
 
 .DEFAULT_GOAL := help
@@ -16,8 +17,8 @@ help: ## what can be made
 quickstart: $(VENV)/installed $(VENV)/installed-models ## start everything on http://127.0.0.1:8000 (OPENGATE_PORT=… for another port)
 	@exec $(PYTHON) manage.py quickstart
 
-test: $(VENV)/installed-dev $(VENV)/installed-models ## run the tests
-	$(PYTHON) -m pytest
+test: $(VENV)/installed-dev $(VENV)/installed-models ## run the tests, the files side by side
+	$(PYTHON) -m pytest $(SIDE_BY_SIDE)
 
 lint: $(VENV)/installed-dev ## ruff: mistakes and formatting
 	$(PYTHON) -m ruff check .

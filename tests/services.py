@@ -22,11 +22,16 @@ _servers = ExitStack()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_load_initial_conftests() -> Iterator[None]:
+def pytest_load_initial_conftests(early_config: pytest.Config) -> Iterator[None]:
+    is_worker = "PYTEST_XDIST_WORKER" in os.environ
+    has_workers = not is_worker and bool(getattr(early_config.known_args_namespace, "numprocesses", None))
     os.environ.update(SECRETS)
     os.environ.update({name: value for name, value in DEFAULTS.items() if name not in os.environ})
     os.environ["OPENGATE_VAR"] = _servers.enter_context(tempfile.TemporaryDirectory(prefix="opengate-tests-"))
-    if "DATABASE_URL" not in os.environ or "REDIS_URL" not in os.environ:
+    if "DATABASE_URL" in os.environ and "REDIS_URL" in os.environ:
+        if is_worker or has_workers:
+            raise pytest.UsageError("Tests side by side would empty each other's Redis: run them with -n 0.")
+    elif not has_workers:  # each worker has its own
         home = Path(os.environ["OPENGATE_VAR"]) / "embedded"
         services = _servers.enter_context(running(home, database="opengate", durable=False, keep=False))
         os.environ["DATABASE_URL"], os.environ["REDIS_URL"] = services.database_url, services.redis_url

@@ -120,6 +120,20 @@ def test_what_makes_no_sense_is_said(words):
         report(*words)
 
 
+@pytest.mark.parametrize("words", [("--month", "9999-12"), ("--month", "0001-01"), ("--to", "0001-01-05")])
+def test_the_first_and_the_last_days_there_are(words):
+    assert rows(*words) == []
+
+
+def test_a_name_says_nothing_to_the_terminal(ada):
+    ledger.store(
+        [record("g", user=ada, created="2026-11-16T00:00:00+00:00", key_id=9, key_name="a\x1b[2J\nb", cost="50")]
+    )
+    line = report(*NOVEMBER, "--by", "key").splitlines()[3]
+    assert line.split()[:2] == ["9", "a\N{REPLACEMENT CHARACTER}[2J\N{REPLACEMENT CHARACTER}b"]
+    assert rows(*NOVEMBER, "--by", "key")[0]["name"] == "a\x1b[2J\nb"
+
+
 DAY = 86_400
 MOMENTS = st.integers(0, 6 * DAY).map(lambda seconds: datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds))
 

@@ -3,7 +3,8 @@
 import csv
 import json
 from argparse import ArgumentParser
-from datetime import UTC, date, timedelta
+from calendar import monthrange
+from datetime import UTC, date
 from decimal import Decimal
 from typing import Any
 
@@ -79,9 +80,9 @@ def _period(options: dict[str, Any]) -> tuple[date, date]:
             first = date.fromisoformat(f"{options['month']}-01")
         except ValueError:
             raise CommandError("--month must be like 2026-11.") from None
-        return first, (first.replace(day=28) + timedelta(days=4)).replace(day=1) - timedelta(days=1)
+        return first, first.replace(day=monthrange(first.year, first.month)[1])
     last = options["last"] or today
-    first = options["first"] or last - timedelta(days=30)
+    first = options["first"] or date.fromordinal(max(last.toordinal() - 30, 1))
     if first > last:
         raise CommandError(f"The period ends before it begins: {first} to {last}.")
     return first, last
@@ -90,11 +91,12 @@ def _period(options: dict[str, Any]) -> tuple[date, date]:
 def _shown(value: Any) -> str:
     if value is None:
         return "(none)"
-    if isinstance(value, Decimal):
+    if isinstance(value, Decimal | float):
         return f"{value:,.6f}"
-    if isinstance(value, float):
-        return f"{value:,.6f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    # Users name their keys, and an operator's terminal obeys what is not printable.
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in str(value))
 
 
 def _cell(value: Any) -> Any:

@@ -78,6 +78,14 @@ class AccountForm(forms.ModelForm):
         super().__init__(*args, **kwargs)
         self.initial.update(budget=self.instance.budget, carbon_budget=self.instance.carbon_budget)
 
+    def clean(self) -> dict[str, Any]:
+        given: dict[str, Any] = super().clean() or self.cleaned_data
+        for budget, allowance in (("budget", "allowance"), ("carbon_budget", "carbon_allowance")):
+            is_lifted = budget in self.changed_data and budget in given and given[budget] is None
+            if is_lifted and allowance not in self.changed_data and given.get(allowance) is not None:
+                self.add_error(budget, "An allowance sets this: clear the allowance first.")
+        return given
+
     def save(self, commit: bool = True) -> Account:
         """Into the account as it is now, not as it was when the form was read."""
         account = Account.objects.of(self.instance.user)
@@ -147,10 +155,16 @@ class ReadOnlyAdmin(admin.ModelAdmin):
 class ReservationAdmin(ReadOnlyAdmin):
     """What calls under way may cost; one that expires is settled at that."""
 
-    list_display = ("created", "user", "cost", "gco2eq", "prompt_tokens", "completion_tokens", "expires")
+    list_display = ("created", "user", "router", "cost", "gco2eq", "prompt_tokens", "completion_tokens", "expires")
     list_select_related = ("user",)
     search_fields = ("=request_id", "user__email")
-    fields = readonly_fields = ("request_id", *list_display)
+    fields = readonly_fields = ("request_id", "key", *list_display)
+
+    def router(self, reservation: Reservation) -> str:
+        return str(reservation.record["router_name"])
+
+    def key(self, reservation: Reservation) -> str:
+        return str(reservation.record["key_name"])
 
 
 REQUEST_ID = re.compile("[0-9a-f]{32}")
@@ -219,4 +233,5 @@ class DailyUsageAdmin(ReadOnlyAdmin):
     )
     sortable_by = ()
     search_fields = ("=user_email", "=router_name", "=organization_name")
+    search_help_text = "A whole e-mail, or a whole name of a router or an organization."
     fields = readonly_fields = (*list_display, "kwh", "records_deleted")

@@ -1,7 +1,12 @@
 """When an allowance refills: the next time that a clock on a wall shows an hour."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
+
+
+def day(text: str) -> date:
+    """A day as commands are given it, like 2026-11-30; raises ValueError."""
+    return date.fromisoformat(text)
 
 
 def next_day(now: datetime, zone: ZoneInfo, hour: int) -> datetime:

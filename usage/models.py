@@ -113,6 +113,9 @@ class AccountQuerySet(models.QuerySet["Account"]):
         )
 
 
+NOTHING = Decimal("0.000000")
+
+
 def _amount(help_text: str, **how: Any) -> "models.DecimalField[Any, Any]":
     return models.DecimalField(max_digits=24, decimal_places=6, help_text=help_text, **how)
 
@@ -173,8 +176,9 @@ class Account(models.Model):
                 name="account_allowances_not_negative",
             ),
             models.CheckConstraint(
-                condition=Q(period="", refills__isnull=True, allowance__isnull=True, carbon_allowance__isnull=True)
-                | Q(period__in=Period.values, refills__isnull=False),
+                condition=Q(refills__isnull=True, allowance__isnull=True, carbon_allowance__isnull=True)
+                | Q(refills__isnull=False, period__in=Period.values)
+                & (Q(allowance__isnull=False) | Q(carbon_allowance__isnull=False)),
                 name="account_allowance_has_a_period",
             ),
         ]
@@ -186,15 +190,19 @@ class Account(models.Model):
     @property
     def budget(self) -> Decimal | None:
         """What is left to spend, calls under way not counted; null is unlimited."""
-        return None if self.granted is None else max(self.granted - self.spent, Decimal(0))
+        return None if self.granted is None else max(self.granted - self.spent, NOTHING)
 
     @property
     def carbon_budget(self) -> Decimal | None:
         """Grams that are left; null is unlimited."""
-        return None if self.carbon_granted is None else max(self.carbon_granted - self.carbon_spent, Decimal(0))
+        return None if self.carbon_granted is None else max(self.carbon_granted - self.carbon_spent, NOTHING)
+
+    @property
+    def has_allowance(self) -> bool:
+        return not (self.allowance is None and self.carbon_allowance is None)
 
     def clean(self) -> None:
-        if not self.period and not (self.allowance is None and self.carbon_allowance is None):
+        if self.has_allowance and not self.period:
             raise ValidationError({"period": "An allowance needs a period."})
 
     def set_budget(self, amount: Decimal | None) -> None:
@@ -217,7 +225,7 @@ class Account(models.Model):
 
     def set_allowances(self, now: datetime) -> None:
         """Put the allowances and their calendar, as they are in memory, in force; what is new is there at once."""
-        self.refills = self._next_refill(now) if self.period else None
+        self.refills = self._next_refill(now) if self.has_allowance else None
         fields = ["allowance", "carbon_allowance", "period", "time_zone", "refill_day", "refill_hour", "refills"]
         before = Account.objects.get(pk=self.pk)
         if self.allowance is not None and self.allowance != before.allowance:
@@ -256,7 +264,7 @@ class Reservation(models.Model):
     # Without a constraint: a user who calls without a pause could not be deleted, for there is always one more.
     user = models.ForeignKey(User, on_delete=models.DO_NOTHING, db_constraint=False, related_name="reservations")
     cost = _amount("What is held of the account: its `reserved` has it.")
-    gco2eq = _amount("Grams of CO2eq that are held: its `carbon_reserved` has them.")
+    gco2eq = _amount("Grams of CO2eq that are held: its `carbon_reserved` has them.", verbose_name="gCO2eq")
     prompt_tokens = models.PositiveIntegerField()
     completion_tokens = models.PositiveIntegerField()
     record = models.JSONField()

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
 from typing import Any
 
 from django.db.models import F, Max, QuerySet, Sum
@@ -18,7 +19,15 @@ GROUPS: Mapping[str, tuple[str, str]] = {
     "endpoint": ("endpoint", "endpoint"),
     "day": ("day", "day"),
 }
-SUMS = ("requests", "errors", "prompt_tokens", "completion_tokens", "cost", "gco2eq", "kwh")
+SUMS: Mapping[str, type[int | Decimal | float]] = {
+    "requests": int,
+    "errors": int,
+    "prompt_tokens": int,
+    "completion_tokens": int,
+    "cost": Decimal,
+    "gco2eq": Decimal,
+    "kwh": float,
+}
 
 
 def report(group: str, first: date, last: date) -> list[dict[str, Any]]:
@@ -41,11 +50,11 @@ def report(group: str, first: date, last: date) -> list[dict[str, Any]]:
 
 
 def total(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    return {field: sum(row[field] for row in rows) for field in SUMS}
+    return {field: sum((row[field] for row in rows), kind()) for field, kind in SUMS.items()}
 
 
 def _names(days: Any, id: str, name: str) -> dict[Any, Any]:
-    """The last name of each id; two keys may have the same one, and one may have had two."""
+    """A name of each id on its last day; two keys may have the same one, and one may have had two."""
     return dict(days.order_by(id, "-day", "-id").distinct(id).values_list(id, name))
 
 

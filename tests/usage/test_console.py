@@ -40,7 +40,8 @@ def test_what_is_left_and_reserved_is_on_the_lists(console, ada, under_way):
     listed = console.page("/admin/accounts/user/?q=ada")
     assert "100.000000" in listed
     assert "10.000000" in listed
-    assert "under-way" in console.page("/admin/usage/reservation/?q=under-way")
+    assert "under-way" in (found := console.page("/admin/usage/reservation/?q=under-way"))
+    assert ">router<" in found
     page = console.page(page_of(ada))
     assert "Left to spend" in page
     assert "10.000000" in page
@@ -64,6 +65,15 @@ def test_an_allowance_is_set_on_the_users_page(console, ada):
     assert ", 06:00 Europe/Paris" in console.page(page_of(ada))
 
 
+def test_a_budget_that_an_allowance_sets_is_not_lifted_alone(console, ada):
+    console.send(page_of(ada), "user_form", **{"account-0-allowance": "20", "account-0-period": "day"})
+    form = Form(console.page(page_of(ada)), "user_form").fields | {"account-0-budget": ""}
+    assert "An allowance sets this: clear the allowance first." in console.client.post(page_of(ada), data=form).text
+    assert left(ada) == 20
+    console.send(page_of(ada), "user_form", **{"account-0-budget": "", "account-0-allowance": ""})
+    assert left(ada) is None
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
@@ -83,6 +93,12 @@ def test_what_makes_no_sense_is_said(console, ada, fields, said):
     assert page.status_code == 200
     assert said in page.text
     assert not Account.objects.filter(user=ada).exists()
+
+
+def test_a_reservation_of_somebody_who_is_gone_breaks_no_page(console, ada, under_way):
+    ada.delete()
+    console.page("/admin/usage/reservation/")
+    assert "under-way" in console.page("/admin/usage/reservation/under-way/change/")
 
 
 def test_a_form_that_was_open_while_calls_went_on_changes_what_was_changed_in_it(console, ada, under_way):

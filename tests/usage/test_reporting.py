@@ -101,6 +101,8 @@ def test_a_name_that_is_a_formula_is_text_in_csv(eve, name):
 
 def test_an_empty_period_is_an_empty_report():
     assert rows("--month", "2020-01") == []
+    total = json.loads(report("--month", "2020-01", "--format", "json"))["total"]
+    assert {type(total[name]) for name in ("cost", "gco2eq")} == {str}  # as when there are rows
     assert "all" in report("--month", "2020-01")
 
 
@@ -118,6 +120,12 @@ def test_an_empty_period_is_an_empty_report():
 def test_what_makes_no_sense_is_said(words):
     with pytest.raises(CommandError):
         report(*words)
+
+
+@pytest.mark.parametrize("words", [("usage_report", "--from", "yesterday"), ("audit_ledger", "--since", "2026-02-30")])
+def test_what_is_no_day_is_said(words):
+    with pytest.raises(CommandError, match=f"invalid day value: '{words[2]}'"):
+        call_command(*words)
 
 
 @pytest.mark.parametrize("words", [("--month", "9999-12"), ("--month", "0001-01"), ("--to", "0001-01-05")])

@@ -45,6 +45,28 @@ def test_an_allowance_is_set_and_ended(setbudget, ada):
     assert (told["budget"], told["refills"], told["period"]) == ("20.000000", None, None)
 
 
+def test_an_allowance_is_not_lifted_by_lifting_the_budget(setbudget, ada):
+    setbudget("--allowance", "20", "--carbon-allowance", "7", "--period", "day")
+    for words in (("--budget", "none"), ("--carbon-budget", "none")):
+        with pytest.raises(CommandError, match=f"An allowance sets {words[0]}: end the allowance first."):
+            setbudget(*words)
+    told = setbudget("--budget", "none", "--allowance", "none")
+    assert (told["budget"], told["carbon_budget"], told["refills"] is None) == (None, "7.000000", False)
+    told = setbudget("--carbon-budget", "none", "--carbon-allowance", "none")
+    assert (told["carbon_budget"], told["refills"], told["period"]) == (None, None, "day")
+
+
+def test_a_period_without_an_allowance_refills_nothing(setbudget):
+    told = setbudget("--period", "month", "--time-zone", "Europe/Paris", "--day", "3", "--hour", "4")
+    assert (told["refills"], told["time_zone"], told["refill_day"], told["refill_hour"]) == (None, "Europe/Paris", 3, 4)
+
+
+def test_an_overrun_leaves_nothing(setbudget, ada):
+    setbudget("--budget", "1")
+    ledger.store([record("a", user=ada, cost="2")])
+    assert setbudget()["budget"] == "0.000000"
+
+
 def test_it_is_readable(ada):
     out = io.StringIO()
     call_command("setbudget", ada.email, "--budget", "5", stdout=out)
@@ -60,10 +82,10 @@ def test_it_is_readable(ada):
         (("--budget", "nan"), "--budget must be"),
         (("--carbon-allowance", "1e99"), "--carbon-allowance must be"),
         (("--allowance", "5"), "An allowance needs a period."),
-        (("--period", "month", "--day", "29"), "less than or equal to 28"),
-        (("--period", "month", "--hour", "24"), "less than or equal to 23"),
+        (("--period", "month", "--day", "29"), "--day: Ensure this value is less than or equal to 28"),
+        (("--period", "month", "--hour", "24"), "--hour: Ensure this value is less than or equal to 23"),
         (("--period", "month", "--day", "-1"), "greater than or equal to"),
-        (("--time-zone", "Mars"), "Mars is no time zone"),
+        (("--time-zone", "Mars"), "--time-zone: Mars is no time zone"),
         (("--period", "week"), "invalid choice"),
     ],
 )

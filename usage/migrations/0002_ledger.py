@@ -77,7 +77,7 @@ class Migration(migrations.Migration):
             fields=[
                 ('request_id', models.CharField(max_length=32, primary_key=True, serialize=False)),
                 ('cost', models.DecimalField(decimal_places=6, help_text='What is held of the account: its `reserved` has it.', max_digits=24)),
-                ('gco2eq', models.DecimalField(decimal_places=6, help_text='Grams of CO2eq that are held: its `carbon_reserved` has them.', max_digits=24)),
+                ('gco2eq', models.DecimalField(decimal_places=6, help_text='Grams of CO2eq that are held: its `carbon_reserved` has them.', max_digits=24, verbose_name='gCO2eq')),
                 ('prompt_tokens', models.PositiveIntegerField()),
                 ('completion_tokens', models.PositiveIntegerField()),
                 ('record', models.JSONField()),
@@ -204,7 +204,7 @@ class Migration(migrations.Migration):
         ),
         migrations.AddConstraint(
             model_name='account',
-            constraint=models.CheckConstraint(condition=models.Q(models.Q(('allowance__isnull', True), ('carbon_allowance__isnull', True), ('period', ''), ('refills__isnull', True)), models.Q(('period__in', ['day', 'month']), ('refills__isnull', False)), _connector='OR'), name='account_allowance_has_a_period'),
+            constraint=models.CheckConstraint(condition=models.Q(models.Q(('allowance__isnull', True), ('carbon_allowance__isnull', True), ('refills__isnull', True)), models.Q(('period__in', ['day', 'month']), ('refills__isnull', False), models.Q(('allowance__isnull', False), ('carbon_allowance__isnull', False), _connector='OR')), _connector='OR'), name='account_allowance_has_a_period'),
         ),
         migrations.AddField(
             model_name='dailyusage',

@@ -8,15 +8,14 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from usage import auditing
+from usage.calendar import day
 
 
 class Command(BaseCommand):
     help = "Proves that usage records, daily sums, accounts and reservations agree, and names what does not (exit 1)."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument(
-            "--since", type=date.fromisoformat, default=date.min, metavar="DAY", help="Records from this day on only."
-        )
+        parser.add_argument("--since", type=day, default=date.min, metavar="DAY", help="Records from this day on only.")
         parser.add_argument("--json", action="store_true", help="Print one JSON object.")
 
     def handle(self, *args: Any, **options: Any) -> None:

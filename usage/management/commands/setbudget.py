@@ -15,6 +15,7 @@ from usage.models import Account, Period
 
 MOST = Decimal(10) ** 12
 NONE = "none"
+OPTIONS = {"refill_day": "--day", "refill_hour": "--hour"}  # the others are called as their fields are
 
 
 class Command(BaseCommand):
@@ -39,10 +40,15 @@ class Command(BaseCommand):
             raise CommandError(f"User {options['email']} not found.")
         account = Account.objects.of(user)
         self._set_allowances(account, options)
-        if options["budget"] is not None:
-            account.set_budget(_amount("budget", options))
-        if options["carbon_budget"] is not None:
-            account.set_carbon_budget(_amount("carbon_budget", options))
+        for name, allowance, set_budget in (
+            ("budget", account.allowance, account.set_budget),
+            ("carbon_budget", account.carbon_allowance, account.set_carbon_budget),
+        ):
+            if options[name] is not None:
+                amount = _amount(name, options)
+                if amount is None and allowance is not None:
+                    raise CommandError(f"An allowance sets {_option(name)}: end the allowance first.")
+                set_budget(amount)
         self._tell(Account.objects.get(pk=account.pk), options["json"])
 
     def _set_allowances(self, account: Account, options: dict[str, Any]) -> None:
@@ -62,7 +68,10 @@ class Command(BaseCommand):
             account.clean_fields()
             account.clean()
         except ValidationError as error:
-            raise CommandError(" ".join(error.messages)) from None
+            told = [
+                f"{OPTIONS.get(name, _option(name))}: {' '.join(texts)}" for name, texts in error.message_dict.items()
+            ]
+            raise CommandError(" ".join(told)) from None
         account.set_allowances(timezone.now())
 
     def _tell(self, account: Account, as_json: bool) -> None:
@@ -77,6 +86,9 @@ class Command(BaseCommand):
             "allowance": account.allowance,
             "carbon_allowance": account.carbon_allowance,
             "period": account.period or None,
+            "time_zone": account.time_zone,
+            "refill_day": account.refill_day,
+            "refill_hour": account.refill_hour,
             "refills": account.refills.isoformat() if account.refills else None,
         }
         if as_json:
@@ -97,5 +109,9 @@ def _amount(name: str, options: dict[str, Any]) -> Decimal | None:
     except InvalidOperation:
         amount = Decimal(-1)
     if not (amount.is_finite() and 0 <= amount <= MOST):
-        raise CommandError(f"--{name.replace('_', '-')} must be a number from 0 to {MOST:f}, or none.")
+        raise CommandError(f"{_option(name)} must be a number from 0 to {MOST:f}, or none.")
     return round(amount, 6)
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

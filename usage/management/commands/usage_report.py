@@ -13,6 +13,7 @@ from django.utils import timezone
 from tabulate import tabulate
 
 from usage import reporting
+from usage.calendar import day
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 HEADINGS = {
@@ -27,8 +28,8 @@ class Command(BaseCommand):
     help = "Sums up requests, tokens, cost, carbon and energy of a period of UTC days."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--from", dest="first", type=_day, metavar="DAY", help="First day; 30 days ago by default.")
-        parser.add_argument("--to", dest="last", type=_day, metavar="DAY", help="Last day; today by default.")
+        parser.add_argument("--from", dest="first", type=day, metavar="DAY", help="First day; 30 days ago by default.")
+        parser.add_argument("--to", dest="last", type=day, metavar="DAY", help="Last day; today by default.")
         parser.add_argument("--month", metavar="YYYY-MM", help="A whole month, instead of --from and --to.")
         parser.add_argument("--by", choices=list(reporting.GROUPS), default="user", help="What to sum up by.")
         parser.add_argument("--format", choices=["table", "csv", "json"], default="table", help="How to print it.")
@@ -65,10 +66,6 @@ class Command(BaseCommand):
 
 def _is_named(by: str) -> bool:
     return len(set(reporting.GROUPS[by])) == 2
-
-
-def _day(text: str) -> date:
-    return date.fromisoformat(text)
 
 
 def _period(options: dict[str, Any]) -> tuple[date, date]:

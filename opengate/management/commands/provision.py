@@ -60,10 +60,11 @@ class Command(BaseCommand):
             local = Provider.objects.filter(
                 router__name=name, type=ProviderType.OPENAI, model_name=model, url__startswith="http://127.0.0.1:"
             )
-            for provider in local:
+            former = list(local.values_list("url", flat=True))
+            for provider in Provider.objects.filter(url__in=former, model_name=model):  # those of other routers, too
                 provider.url = url
                 provider.save()
-            return name if local.exists() else None
+            return name if former else None
         router = Router.objects.create(name=name, type=type, user=User.objects.get(email=EMAIL))
         Provider.objects.create(router=router, type=ProviderType.OPENAI, url=url, model_name=model, user=router.user)
         Limit.objects.open_router(Role.objects.get(name="admin"), router)

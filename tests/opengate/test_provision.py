@@ -20,7 +20,7 @@ def test_a_local_model_that_moves_is_followed_by_every_router_that_has_it():
         Provider.objects.create(router=mine, type="openai", model_name="small", url=f"http://127.0.0.1:{port}")
     provision(8102)
     assert list(Provider.objects.order_by("id").values_list("router__name", "url")) == [
-        ("smollm2", "http://127.0.0.1:8102"),
-        ("mine", "http://127.0.0.1:8102"),
-        ("mine", "http://127.0.0.1:9999"),
+        ("smollm2", "http://127.0.0.1:8102/"),
+        ("mine", "http://127.0.0.1:8102/"),
+        ("mine", "http://127.0.0.1:9999/"),
     ]

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any, TypeVar
 
 from django.conf import settings
@@ -66,10 +67,13 @@ async def stream(call: Call, payload: Payload) -> AsyncGenerator[bytes]:
                 call.troubled(error)
                 reading.trouble = error
             finally:  # also when the caller leaves: what went out is counted
+                done = data == DONE
                 call.count(
-                    reading.usage, prompt_tokens=prompt_tokens, completion_tokens=tokens.of_bytes(reading.text_bytes)
+                    reading.usage,
+                    prompt_tokens=prompt_tokens,
+                    completion_tokens=tokens.of_bytes(reading.text_bytes),
+                    is_final=reading.has_finished(done),
                 )
-            done = data == DONE
             closing = reading.closing(
                 call.usage(reading.usage), model=payload["model"], request_id=call.request_id, done=done
             )
@@ -92,7 +96,7 @@ async def embed(call: Call, payload: Payload) -> Payload:
         ]
         return answer | {"object": "list", "data": rows}
 
-    need = Need(tokens.of_input(payload["input"]), completion=0)
+    need = Need(tokens.of_input(payload["input"]), overhead=partial(tokens.of_items, payload["input"]), completion=0)
     return await _answer(call, payload["model"], {ModelType.TEXT_EMBEDDINGS_INFERENCE}, attempt, need=need)
 
 
@@ -103,7 +107,11 @@ async def rerank(call: Call, payload: Payload) -> Payload:
         payload["model"],
         {ModelType.TEXT_CLASSIFICATION},
         lambda client: client.rerank(payload),
-        need=Need(tokens.of_texts([payload["query"], *payload["documents"]]), completion=0),
+        need=Need(
+            tokens.of_texts([payload["query"], *payload["documents"]]),
+            overhead=partial(tokens.of_pairs, payload["query"], payload["documents"]),
+            completion=0,
+        ),
     )
     return {"object": "list"} | answer
 
@@ -151,14 +159,17 @@ async def _answer(
 
 
 def _chat_need(payload: Payload) -> Need:
-    """The most that the caller allows an answer to have, by either of its names; the longer where it uses both."""
-    given = (payload.get("max_tokens"), payload.get("max_completion_tokens"))
-    allowed = [value for value in given if type(value) is int and value > 0]
+    """The most that the caller allows an answer to have, by either of its names; the longer where it uses both.
+
+    A limit that is no number of tokens says nothing: who knows what the provider makes of it.
+    """
+    given = [payload[name] for name in ("max_tokens", "max_completion_tokens") if payload.get(name) is not None]
+    is_limited = bool(given) and all(type(value) is int and value > 0 for value in given)
     answers = max(payload.get("n") or 1, 1)
     return Need(
         tokens.of_messages(payload["messages"]),
-        overhead=tokens.of_format(payload["messages"]),
-        completion=min(max(allowed) * answers, MAX_TOKENS) if allowed else None,
+        overhead=partial(tokens.beside_text, payload),
+        completion=min(max(given) * answers, MAX_TOKENS) if is_limited else None,
         answers=min(answers, MAX_TOKENS),
         unknown_completion=settings.UNKNOWN_ANSWER_TOKENS,
     )

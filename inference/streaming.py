@@ -14,7 +14,9 @@ from opengate.errors import APIError, openai_error
 DONE = b"[DONE]"
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
 _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
-_TEXT = re.compile(rb'"(?:content|reasoning_content|arguments)"\s*:\s*"((?:[^"\\]|\\.)+)"')
+_STRING = rb'\s*:\s*"((?:[^"\\]|\\.)+)"'
+_TEXT = re.compile(rb'"(?:content|reasoning_content|text|refusal|arguments)"' + _STRING)
+_REASONING = re.compile(rb'"reasoning"' + _STRING)  # as some call it, and some beside the other name
 
 
 class Splitter:
@@ -77,7 +79,10 @@ class Reading:
 
     def read(self, data: bytes) -> bool:
         """Take an event in; False when it carries nothing but usage, which the gateway sends itself."""
-        for text in _TEXT.findall(data):
+        texts = _TEXT.findall(data)
+        if b'"reasoning"' in data and b'"reasoning_content"' not in data:
+            texts += _REASONING.findall(data)
+        for text in texts:
             self.text_bytes += len(text) if b"\\" not in text else len(_unescaped(text))
         if b'"choices"' not in data or _USAGE.search(data):
             return self._read_whole(data)
@@ -93,14 +98,16 @@ class Reading:
         if event["choices"]:
             self._last_choice = data
         if event.get("usage") is not None:
-            self.usage = event["usage"]
+            self.usage = event["usage"] or self.usage
             return bool(event["choices"])
         return True
 
     def is_whole(self, done: bool) -> bool:
         """Whether the answer came to its end: without trouble, and with `[DONE]` or a reason to finish."""
-        if self.trouble is not None or self._refused:
-            return False
+        return self.trouble is None and not self._refused and self.has_finished(done)
+
+    def has_finished(self, done: bool) -> bool:
+        """Whether the model said that there is no more: before that, its figures are those of a part."""
         return done or _FINISHED.search(self._last_choice) is not None
 
     def closing(self, usage: dict[str, Any], *, model: str, request_id: str, done: bool) -> bytes:

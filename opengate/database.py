@@ -7,8 +7,15 @@ from typing import Any, ParamSpec, TypeVar
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
-from django.db import IntegrityError, InterfaceError, OperationalError, close_old_connections, transaction
-from psycopg.errors import DeadlockDetected, ForeignKeyViolation, UniqueViolation
+from django.db import (
+    IntegrityError,
+    InterfaceError,
+    InternalError,
+    OperationalError,
+    close_old_connections,
+    transaction,
+)
+from psycopg.errors import DeadlockDetected, ForeignKeyViolation, ReadOnlySqlTransaction, UniqueViolation
 
 from opengate.errors import APIError, Conflict, DatabaseAway
 
@@ -32,6 +39,10 @@ def in_thread(function: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]:
             return function(*args, **kwargs)
         except (OperationalError, InterfaceError) as error:
             raise DatabaseAway from error
+        except InternalError as error:  # after a failover, one that takes no writes
+            if isinstance(error.__cause__, ReadOnlySqlTransaction):
+                raise DatabaseAway from error
+            raise
         finally:
             close_old_connections()
 

@@ -1,7 +1,7 @@
 """JSON as it is: serializer fields that take no text for a number, with the fault types that pydantic's have."""
 
-import math
 import re
+import sys
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, NoReturn
@@ -134,14 +134,19 @@ class QueryInteger(serializers.IntegerField):
         return int(data)
 
 
+def _number(data: Any) -> int | float:
+    """A JSON number that a float can hold."""
+    if isinstance(data, bool) or not isinstance(data, int | float) or not abs(data) <= sys.float_info.max:
+        invalid("float_type", "Input should be a valid number")
+    return data
+
+
 @extend_schema_field({"type": "number", "format": "double"})
 class Number(serializers.FloatField):
     """A finite JSON number."""
 
     def to_internal_value(self, data: Any) -> float:
-        if isinstance(data, bool) or not isinstance(data, int | float) or not math.isfinite(data):
-            invalid("float_type", "Input should be a valid number")
-        return float(data)
+        return float(_number(data))
 
 
 @extend_schema_field({"type": "number", "format": "double", "minimum": 0, "maximum": MAX_AMOUNT})
@@ -149,13 +154,12 @@ class Amount(serializers.Field):
     """An amount of money: a JSON number outside, a Decimal with six decimals inside; from 0 to MAX_AMOUNT."""
 
     def to_internal_value(self, data: Any) -> Decimal:
-        if isinstance(data, bool) or not isinstance(data, int | float) or not math.isfinite(data):
-            invalid("float_type", "Input should be a valid number")
-        if data < 0:
+        number = _number(data)
+        if number < 0:
             invalid("greater_than_equal", "Input should be greater than or equal to 0")
-        if data > MAX_AMOUNT:
+        if number > MAX_AMOUNT:
             invalid("less_than_equal", f"Input should be less than or equal to {MAX_AMOUNT}")
-        return round(Decimal(str(data)), 6)
+        return round(Decimal(str(number)), 6)
 
     def to_representation(self, value: Decimal) -> float:
         return float(value)

@@ -1,5 +1,6 @@
 """What all row endpoints share: an operation says once what it takes, answers and refuses; the document repeats it."""
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
@@ -210,7 +211,7 @@ def _with_input(fault: dict[str, Any], data: Any) -> dict[str, Any]:
         if not is_there or step in SECRET_FIELDS:
             return fault
         data = data[step]
-    is_short = data is None or isinstance(data, bool | float)
+    is_short = data is None or isinstance(data, bool) or (isinstance(data, float) and math.isfinite(data))
     is_short |= isinstance(data, int) and data.bit_length() <= 64
     is_short |= isinstance(data, str) and len(data) <= MAX_INPUT_ECHO
     return fault | {"input": data} if is_short else fault

@@ -1,8 +1,9 @@
 """One call from admission to settlement: what it used, and how it ended. Settled exactly once, however that was."""
 
 import asyncio
+import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -26,8 +27,11 @@ from usage.ledger import Record
 from usage.limits import Admission
 from usage.models import Outcome
 
+logger = logging.getLogger(__name__)
+
 CLIENT_LEFT_STATUS = 499  # nobody reads it; so that a call without an answer is not taken for an answered one
 MAX_TOKENS = 2**31 - 1
+CREDIBLE_TOKENS = 100_000_000  # of one call; no model takes a tenth of it
 _settling: set[asyncio.Task[None]] = set()
 
 
@@ -78,7 +82,7 @@ class Call:
         self.answering = False  # a status 200 is on its way to the caller
         self.estimated_cost: Decimal | None = None  # of a call with a reservation
         self.tokens = Tokens()
-        self.settled = False
+        self._settlement: asyncio.Task[None] | None = None
         self._footprint: carbon.Footprint | None = None
 
     # admission
@@ -98,6 +102,9 @@ class Call:
             await self._reserve(router, need)
         except APIError:
             await admission.give_back()
+            raise
+        except asyncio.CancelledError:  # the caller left
+            _in_background(admission.give_back())
             raise
         self.admission = admission
         return True
@@ -161,13 +168,16 @@ class Call:
             if self.lease is not None:
                 self.lease.first_token()
 
-    def count(self, usage: Any, *, prompt_tokens: int, completion_tokens: int) -> None:
+    def count(self, usage: Any, *, prompt_tokens: int, completion_tokens: int, is_final: bool = True) -> None:
         """Take the provider's figures out of its `usage` object, and ours for each that is missing or absurd.
 
-        Where there is nothing to count on our side (0), what the provider leaves out is 0 and no estimate.
+        Where there is nothing to count on our side (0), what the provider leaves out is 0 and no estimate. Figures that
+        are not final count as far as they are more than ours.
         """
         given = usage if isinstance(usage, Mapping) else {}
         prompt, completion = _figure(given.get("prompt_tokens")), _figure(given.get("completion_tokens"))
+        if completion is not None and completion < completion_tokens and not is_final:
+            completion = None
         if prompt is None and completion is None:
             prompt = _figure(given.get("total_tokens")) if not completion_tokens else None
         self.tokens = Tokens(
@@ -223,10 +233,17 @@ class Call:
     # settlement
 
     async def settle(self, status: int, outcome: Outcome) -> None:
-        """Once: the record is written or spooled, limits get the real token counts, the provider's place is free."""
-        if self.settled or self.admission is None:
+        """Once: the record is written or spooled, limits get the real token counts, the provider's place is free.
+
+        Whoever stops waiting for it, as a caller who leaves, does not stop it.
+        """
+        if self.admission is None:
             return
-        record = self._record(status, outcome)
+        if self._settlement is None:
+            self._settlement = _in_background(self._settle(self._record(status, outcome), outcome))
+        await asyncio.shield(self._settlement)
+
+    async def _settle(self, record: Record, outcome: Outcome) -> None:
         try:
             if self.estimated_cost is not None and await self._is_stored(record):
                 await self._leave(outcome)
@@ -236,13 +253,15 @@ class Call:
             if self.lease is not None:
                 self.lease.forget()
             budgets.forget(self.request_id)
-        self.settled = True
 
     async def _is_stored(self, record: Record) -> bool:
-        """Whether the account is settled at once; with Postgres away the drain does it later."""
+        """Whether the account is settled at once; else the drain does it later."""
         try:
             await in_time(ledger.settle(record))
         except DatabaseAway:
+            return False
+        except Exception:
+            logger.exception("The call %s is not settled; the worker tries again.", self.request_id)
             return False
         return True
 
@@ -308,14 +327,14 @@ class Call:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.settled or self.admission is None:
-            return
-        status, outcome = _ending(error, self.answering)
-        # The caller's leaving may cancel us again, and its settlement must not end with it.
-        task = asyncio.ensure_future(self.settle(status, outcome))
-        _settling.add(task)
-        task.add_done_callback(_settling.discard)
-        await asyncio.shield(task)
+        await self.settle(*_ending(error, self.answering))
+
+
+def _in_background(work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+    task = asyncio.ensure_future(work)
+    _settling.add(task)
+    task.add_done_callback(_settling.discard)
+    return task
 
 
 async def all_settled(timeout_seconds: float) -> None:
@@ -348,4 +367,4 @@ def _grams(provider: Provider) -> float | None:
 
 def _figure(value: object) -> int | None:
     """A token count, or None where an upstream sends something else."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= CREDIBLE_TOKENS else None

@@ -13,6 +13,7 @@ from django.utils import timezone
 from django.utils.functional import cached_property
 
 from accounts.models import User
+from opengate.fields import MAX_AMOUNT
 from routing.models import Router
 from usage.models import Account, DailyUsage, Limit, Reservation, UsageRecord
 
@@ -46,18 +47,20 @@ class AccountForm(forms.ModelForm):
     """What is left, and what refills it. Calls go on meanwhile: what nobody changed in the form is left alone."""
 
     budget = forms.DecimalField(
-        max_digits=18,
+        max_digits=24,
         decimal_places=6,
         min_value=0,
+        max_value=MAX_AMOUNT,
         required=False,
         show_hidden_initial=True,  # changed means changed by a person, not by the calls since the page was opened
         label="Left to spend",
         help_text="Empty is unlimited, 0 closes every model that has a price.",
     )
     carbon_budget = forms.DecimalField(
-        max_digits=18,
+        max_digits=24,
         decimal_places=6,
         min_value=0,
+        max_value=MAX_AMOUNT,
         required=False,
         show_hidden_initial=True,
         label="Grams of CO2eq left",
@@ -76,6 +79,8 @@ class AccountForm(forms.ModelForm):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        for name in ALLOWANCE_FIELDS:
+            self.fields[name].show_hidden_initial = True
         self.initial.update(budget=self.instance.budget, carbon_budget=self.instance.carbon_budget)
 
     def clean(self) -> dict[str, Any]:

@@ -76,7 +76,7 @@ RULES: Mapping[str, str] = {
         WHERE created >= %(since)s::date::timestamp AT TIME ZONE 'UTC'
           AND (cost <> round((prompt_tokens * cost_prompt_tokens + completion_tokens * cost_completion_tokens)
                              / 1000000, 6)
-               OR total_tokens <> prompt_tokens + completion_tokens)
+               OR total_tokens <> prompt_tokens::bigint + completion_tokens)
         ORDER BY 1
     """,
     "a settled call holds no reservation": """

@@ -8,7 +8,7 @@ budget can be spent to its end, by one call at a time, and is overrun by what on
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -16,7 +16,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import DataError, connection, transaction
 from django.db.models.functions import Now
 from pydantic_core import to_json
 
@@ -52,7 +52,8 @@ _LAST = f"""
 """  # noqa: S608
 
 # What a call is expected to cost, what of that is certain, and what is held: taken when that fits, or when what is
-# certain does and nothing else is under way. A router that nobody has learned of yet is looked at on the way.
+# certain does and nothing else is under way: so what has a price holds something. A router that nobody has learned of
+# yet is looked at on the way.
 _RESERVE = f"""
 WITH learned AS (
     SELECT prompt_tokens, completion_tokens, overrun FROM usage_estimate WHERE router_id = %(router)s
@@ -61,8 +62,8 @@ WITH learned AS (
     FROM (SELECT {_LEARNED} FROM ({_LAST.format(router="%(router)s")}) AS last) AS at_once
     WHERE NOT EXISTS (SELECT FROM usage_estimate WHERE router_id = %(router)s)
 ), tokens AS (
-    SELECT CASE WHEN %(prompt)s > 0 THEN %(prompt)s + %(overhead)s ELSE coalesce(prompt_tokens, %(unknown_prompt)s) END
-               AS prompt,
+    SELECT CASE WHEN %(prompt)s::bigint + %(overhead)s > 0 THEN least(%(prompt)s::bigint + %(overhead)s, 2147483647)
+               ELSE coalesce(prompt_tokens, %(unknown_prompt)s) END AS prompt,
            coalesce(%(completion)s, least(coalesce(completion_tokens, %(unknown_completion)s)
                * %(answers)s::bigint, 2147483647)) AS completion,
            coalesce(%(completion)s, 0) AS certain_completion, overrun,
@@ -75,7 +76,9 @@ WITH learned AS (
            round(completion * grams_a_token, 6) AS grams, round(certain_completion * grams_a_token, 6) AS certain_grams
     FROM tokens
 ), need AS (
-    SELECT *, least(round(expected * overrun, 6), 1000000000000) AS cost FROM costs
+    SELECT *, CASE WHEN %(is_free)s THEN 0
+                   ELSE least(greatest(round(expected * overrun, 6), 0.000001), 1000000000000) END AS cost
+    FROM costs
 ), taken AS (
     UPDATE usage_account SET reserved = reserved + cost, carbon_reserved = carbon_reserved + grams FROM need
     WHERE user_id = %(user)s AND (refills IS NULL OR refills > now())
@@ -119,13 +122,13 @@ WHERE (usage_estimate.prompt_tokens, usage_estimate.completion_tokens, usage_est
 class Need:
     """What is known of a call before it starts, in tokens.
 
-    `overhead` is what the model's own format adds to the prompt; `completion` is the most that the caller allows, None
-    where it does not say; `answers` is how many it wants. Where nothing is known, `unknown_prompt` and
+    `overhead` counts what a model reads beside the prompt, when it is asked; `completion` is the most that the caller
+    allows, None where it does not say; `answers` is how many it wants. Where nothing is known, `unknown_prompt` and
     `unknown_completion` stand in until the router has answered.
     """
 
     prompt: int = 0
-    overhead: int = 0
+    overhead: Callable[[], int] = int  # none
     completion: int | None = None
     answers: int = 1
     unknown_prompt: int = 0
@@ -168,7 +171,7 @@ def reserve(user_id: int, record: Record, router: Router, need: Need, grams_a_to
         "price_completion": router.cost_completion_tokens,
         "grams_a_token": Decimal(repr(grams_a_token)),
         "prompt": need.prompt,
-        "overhead": need.overhead,
+        "overhead": need.overhead(),
         "completion": need.completion,
         "answers": need.answers,
         "unknown_prompt": need.unknown_prompt,
@@ -202,12 +205,19 @@ def refill_due(now: datetime, **which: Any) -> int:
     """Begin the new period of accounts whose time has come; answers how many."""
     refilled = 0
     for pk in Account.objects.due(now).filter(**which).values_list("pk", flat=True).iterator():
-        with transaction.atomic():
-            account = Account.objects.due(now).select_for_update().filter(pk=pk).first()
-            if account is not None:
-                account.refill(now)
-                refilled += 1
+        try:
+            refilled += _refill(pk, now)
+        except DataError:
+            logger.exception("The account of user %s cannot be refilled.", pk)
     return refilled
+
+
+@transaction.atomic
+def _refill(pk: int, now: datetime) -> bool:
+    account = Account.objects.due(now).select_for_update().filter(pk=pk).first()
+    if account is not None:
+        account.refill(now)
+    return account is not None
 
 
 def release(request_id: str) -> None:
@@ -340,6 +350,8 @@ class _Heart:
                     await _akeep_alive(sorted(self.request_ids))
                 except DatabaseAway:
                     pass  # a call that is recovered meanwhile is put right when it is settled
+                except Exception:
+                    logger.exception("Reservations are not renewed; this is tried again.")
 
 
 _hearts: WeakKeyDictionary[asyncio.AbstractEventLoop, _Heart] = WeakKeyDictionary()

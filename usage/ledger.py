@@ -8,14 +8,15 @@ of their ids, so that two statements never wait for each other in a ring.
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import TypedDict
 from weakref import WeakKeyDictionary
 
-from django.db import DataError, IntegrityError, connection, transaction
+from django.db import DataError, IntegrityError, connection
 from pydantic_core import to_json
 
 from accounts.models import Key
-from opengate.database import in_thread
+from opengate.database import commit, in_thread
 from usage.models import DailyUsage, Outcome, UsageRecord
 
 
@@ -165,9 +166,9 @@ def store(records: Sequence[Record]) -> int:
     """
     if not records:
         return 0
-    new = _settle(records)
+    new = commit(lambda: _settle(records))
     late = [record for record in records if record["request_id"] not in new and record["outcome"] != Outcome.RECOVERED]
-    return len(new) + sum(_replace(record) for record in late)
+    return len(new) + sum(commit(partial(_replace, record)) for record in late)
 
 
 _astore = in_thread(store)
@@ -180,15 +181,14 @@ def _settle(records: Sequence[Record]) -> set[str]:
 
 
 def _replace(record: Record) -> int:
-    """Put the truth in the place of a guess; 0 when there is no guess."""
-    with transaction.atomic():
-        # Keys first, as in the other statement: the two would wait for each other.
-        list(Key.objects.select_for_update(no_key=True).filter(id__in=[record["key_id"]]).values_list("id"))
-        with connection.cursor() as cursor:
-            cursor.execute(_REPLACE, [record["request_id"]])
-            if not cursor.rowcount:
-                return 0
-        _settle([record])
+    """Put the truth in the place of a guess; 0 when there is no guess. Run it in a transaction."""
+    # Keys first, as in the other statement: the two would wait for each other.
+    list(Key.objects.select_for_update(no_key=True).filter(id__in=[record["key_id"]]).values_list("id"))
+    with connection.cursor() as cursor:
+        cursor.execute(_REPLACE, [record["request_id"]])
+        if not cursor.rowcount:
+            return 0
+    _settle([record])
     return 1
 
 
@@ -204,6 +204,8 @@ def _json(records: Sequence[Record]) -> str:
 
 
 BATCH = 200
+PATIENCE_SECONDS = 0.2
+MOST_AT_ONCE = 4  # statements, and so connections
 
 
 async def settle(record: Record) -> None:
@@ -216,11 +218,16 @@ async def settle(record: Record) -> None:
 
 
 class _Line:
-    """Calls of one event loop that wait to be settled."""
+    """Calls of one event loop that wait to be settled.
+
+    One statement at a time, as a rule: so they share it. One that takes long, since somebody holds the row of one of
+    its accounts, does not hold up the next.
+    """
 
     def __init__(self) -> None:
         self.waiting: list[tuple[Record, asyncio.Future[None]]] = []
         self.task: asyncio.Task[None] | None = None
+        self.under_way: set[asyncio.Task[None]] = set()
 
     def settled(self, record: Record) -> "asyncio.Future[None]":
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -232,14 +239,22 @@ class _Line:
     async def _serve(self) -> None:
         while self.waiting:
             batch, self.waiting = self.waiting[:BATCH], self.waiting[BATCH:]
-            try:
-                await self._carry(batch)
-            except UNFIT:  # one of them does not fit, and the others are not to suffer
-                for one in batch:
-                    try:
-                        await self._carry([one])
-                    except UNFIT as error:
-                        _tell([one], error)
+            task = asyncio.ensure_future(self._settle(batch))
+            self.under_way.add(task)
+            task.add_done_callback(self.under_way.discard)
+            await asyncio.wait((task,), timeout=PATIENCE_SECONDS)
+            if len(self.under_way) >= MOST_AT_ONCE:
+                await asyncio.wait(self.under_way, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _settle(self, batch: list[tuple[Record, "asyncio.Future[None]"]]) -> None:
+        try:
+            await self._carry(batch)
+        except UNFIT:  # one of them does not fit, and the others are not to suffer
+            for one in batch:
+                try:
+                    await self._carry([one])
+                except UNFIT as error:
+                    _tell([one], error)
 
     async def _carry(self, batch: list[tuple[Record, "asyncio.Future[None]"]]) -> None:
         try:

@@ -14,6 +14,7 @@ from django.db.models import F, Q
 
 from accounts.models import Key, Organization, Role, User
 from opengate import audit
+from opengate.fields import MAX_AMOUNT
 from routing.errors import RouterNotFound
 from routing.models import Provider, Router
 from usage import calendar
@@ -121,7 +122,8 @@ def _amount(help_text: str, **how: Any) -> "models.DecimalField[Any, Any]":
 
 
 def _limit(help_text: str) -> "models.DecimalField[Any, Any]":
-    return _amount(help_text, null=True, blank=True, validators=[MinValueValidator(Decimal(0))])
+    bounds = [MinValueValidator(Decimal(0)), MaxValueValidator(Decimal(MAX_AMOUNT))]
+    return _amount(help_text, null=True, blank=True, validators=bounds)
 
 
 class Account(models.Model):

@@ -8,6 +8,8 @@ harm, so none is counted twice.
 import asyncio
 import logging
 from collections import deque
+from functools import partial
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import redis
@@ -16,6 +18,7 @@ from django.db import connection, transaction
 from pydantic_core import from_json, to_json
 
 from opengate import redis as opengate_redis
+from opengate.database import commit
 from opengate.redis import Command, RedisAway
 from usage import ledger
 from usage.ledger import Record
@@ -53,13 +56,10 @@ def drain() -> int:
     stored = 0
     with opengate_redis.sync_client() as client:
         while True:
-            with transaction.atomic():
-                if not _claim():
-                    return stored
-                entries = client.xrange(STREAM, count=BATCH)
-                stored += _store(client, [fields.get(b"record", b"") for _, fields in entries])
+            new, entries = commit(partial(_store_next, client))
+            stored += new
             if entries:
-                client.xdel(STREAM, *(entry_id for entry_id, _ in entries))
+                client.xdel(STREAM, *entries)
             if len(entries) < BATCH:
                 return stored
 
@@ -72,6 +72,14 @@ def _claim() -> bool:
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [_DRAIN_LOCK])
         return bool(cursor.fetchone()[0])
+
+
+def _store_next(client: redis.Redis) -> tuple[int, list[Any]]:
+    """How many records of the next batch were new, and its entries; none when another drain is at work."""
+    if not _claim():
+        return 0, []
+    entries: Any = client.xrange(STREAM, count=BATCH)
+    return _store(client, [fields.get(b"record", b"") for _, fields in entries]), [entry_id for entry_id, _ in entries]
 
 
 def _store(client: redis.Redis, texts: list[bytes]) -> int:

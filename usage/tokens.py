@@ -8,7 +8,17 @@ Chinese character and a third, or an emoji a token. The provider's own count rep
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pydantic_core import to_json
+
 BYTES_A_TOKEN = 4
+# Parts of a message that are no text, and fields of a chat that no model reads.
+MEDIA = frozenset(
+    {
+        *("image", "image_url", "input_image", "audio", "audio_url", "input_audio", "video", "video_url"),
+        *("file", "input_file", "document_url"),
+    }
+)
+UNREAD = frozenset({"messages", "model", "stop", "logit_bias", "metadata", "stream_options", "user"})
 
 
 def of_bytes(length: int) -> int:
@@ -27,16 +37,38 @@ def of_messages(messages: Sequence[Any]) -> int:
     return of_bytes(length)
 
 
-def of_format(messages: Sequence[Any]) -> int:
-    """Tokens of a chat beside its text: about four a message, three to open the answer, and a thousand an image.
+def beside_text(payload: Mapping[str, Any]) -> int:
+    """Tokens of a chat beside the text of its messages. They count in what it is expected to cost, not in limits.
 
+    About four a message, three to open the answer, a thousand a picture or file; and, as JSON, whatever else a model
+    may be given to read: tools and calls of tools, formats, fields that we do not know.
     Sources: OpenAI Cookbook, "How to count tokens with tiktoken"; OpenAI's guide to images (765 to 1,105 for most).
-    They count in what a call is expected to cost, not in limits.
     """
-    contents = (message.get("content") for message in messages if isinstance(message, Mapping))
-    parts = [part for content in contents if isinstance(content, list) for part in content]
-    images = sum(1 for part in parts if isinstance(part, Mapping) and part.get("type") not in (None, "text"))
-    return 4 * len(messages) + 3 + 1000 * images
+    media = 0
+    read: list[Any] = [value for name, value in payload.items() if name not in UNREAD and _is_text(value)]
+    for message in payload["messages"]:
+        for name, value in message.items() if isinstance(message, Mapping) else ():
+            if name == "content" and isinstance(value, list):
+                for part in value:
+                    kind = part.get("type") if isinstance(part, Mapping) else None
+                    if isinstance(kind, str) and kind in MEDIA:
+                        media += 1
+                    elif kind != "text":
+                        read.append(part)
+            elif _is_text(value) and not (name == "content" and isinstance(value, str)):
+                read.append(value)
+    written = of_bytes(len(to_json(read, inf_nan_mode="null"))) if read else 0
+    return 4 * len(payload["messages"]) + 3 + 1000 * media + written
+
+
+def of_items(given: Any) -> int:
+    """Tokens around the texts of an embedding's `input`: about three each, for its beginning, its end and its rest."""
+    return 3 * len(given) if isinstance(given, list) else 3
+
+
+def of_pairs(query: str, documents: Sequence[str]) -> int:
+    """Tokens of a rerank beside its texts: the query is read with each document, and four more join the two."""
+    return (len(documents) - 1) * of_texts([query]) + 4 * len(documents)
 
 
 def of_input(given: Any) -> int:
@@ -63,6 +95,10 @@ def of_choices(choices: Any) -> int:
             function = tool_call.get("function") if isinstance(tool_call, Mapping) else None
             length += _length(function.get("arguments")) if isinstance(function, Mapping) else 0
     return of_bytes(length)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str | list | Mapping)
 
 
 def _length(text: object) -> int:

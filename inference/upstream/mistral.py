@@ -20,7 +20,11 @@ class Mistral(OpenAI):
     def chat_payload(self, payload: dict[str, Any]) -> dict[str, Any]:
         """The fields that it knows, `seed` and `max_completion_tokens` by the names it has for them."""
         renamed = {"seed": "random_seed", "max_completion_tokens": "max_tokens"}
-        given = {renamed[name]: payload[name] for name in renamed if payload.get(name) is not None} | payload
+        given = payload | {
+            theirs: payload[ours]
+            for ours, theirs in renamed.items()
+            if payload.get(ours) is not None and payload.get(theirs) is None
+        }
         return {name: value for name, value in super().chat_payload(given).items() if name in CHAT_FIELDS}
 
     def stream_payload(self, payload: dict[str, Any]) -> dict[str, Any]:

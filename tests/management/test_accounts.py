@@ -34,6 +34,18 @@ def test_leaving_out_organization_budget_and_expiry_clears_them(as_admin, ada_in
     assert after["name"] == "Ada"
 
 
+@pytest.mark.parametrize("number", ["1e400", "-1e400", "1" + "0" * 400, "-1" + "0" * 400])
+@pytest.mark.parametrize("field", ["budget", "priority", "expires", "organization", "role"])
+def test_a_number_beyond_all_bounds_is_a_422(as_admin, ada, field, number):
+    body = f'{{"budget": 5, "{field}": {number}}}'
+    answer = as_admin.patch(f"/v1/admin/users/{ada.id}", content=body, headers={"Content-Type": "application/json"})
+    if field in ("organization", "role") and number.startswith("-1") and "e" not in number:
+        assert answer.status_code == 404  # an id, of no row
+    else:
+        assert answer.status_code == 422
+        assert [fault["loc"] for fault in answer.json()["detail"]] == [["body", field]]
+
+
 def test_changing_oneself_touches_nothing_else(as_ada, ada_in_full):
     before = as_ada.get("/v1/me/info").json()
     body = {"name": "Ada", "budget": 1000, "expires": None, "priority": 9, "role": 1, "permissions": ["admin"]}

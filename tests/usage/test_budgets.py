@@ -1,6 +1,8 @@
 """Money under parallel calls: what is reserved, refused, settled, recovered and refilled."""
 
 import asyncio
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -9,6 +11,7 @@ import pytest
 from django.db import DataError, IntegrityError, connection, transaction
 from django.utils import timezone
 
+from accounts.models import User
 from opengate.errors import APIError
 from routing.models import Router
 from routing.snapshot import _router
@@ -108,6 +111,16 @@ def test_a_guess_refuses_nobody_who_is_alone(ada, reserve):
     ledger.store([settled("b", ada, 2)])
     with pytest.raises(InsufficientBudget):  # the prompt is no guess
         reserve("c", guess)
+
+
+def test_what_has_a_price_holds_something_though_it_is_expected_to_cost_nothing(ada, priced, reserve):
+    fund(ada, 10)
+    Router.objects.filter(id=priced.id).update(cost_prompt_tokens=0)
+    priced.refresh_from_db()
+    reserve("a", Need(prompt=4, completion=0))
+    with pytest.raises(InsufficientBudget):
+        reserve("b", Need(prompt=4, completion=10))
+    assert Account.objects.get(user=ada).reserved == Decimal("0.000001")
 
 
 def test_an_empty_budget_refuses_a_call_that_costs_nothing(ada, reserve):
@@ -232,6 +245,42 @@ def test_one_that_cannot_be_settled_does_not_hold_up_the_others(ada, reserve, ca
     assert "Reservation a cannot be settled" in caplog.text
 
 
+def test_what_a_dead_process_held_of_a_user_who_goes_is_recorded(ada, reserve):
+    fund(ada, 100)
+    reserve("a")
+    expire_all()
+    going = threading.Event()
+
+    def delete() -> None:
+        try:
+            with transaction.atomic():
+                User.objects.get(id=ada.id).delete()
+                going.set()
+                assert waits_for_a_lock()
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(1) as pool:
+        gone = pool.submit(delete)
+        assert going.wait(10)
+        assert budgets.recover() == 1
+        gone.result()
+    assert UsageRecord.objects.get().outcome == "recovered"
+    assert (Account.objects.count(), Reservation.objects.count()) == (0, 0)
+
+
+def waits_for_a_lock() -> bool:
+    """Whether somebody comes to wait for a lock within some seconds."""
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")
+            if cursor.fetchone()[0]:
+                return True
+        time.sleep(0.01)
+    return False
+
+
 # Budgets that change under way
 
 
@@ -292,11 +341,11 @@ def test_what_calls_cost_more_than_expected_is_held_of_the_next(ada, priced, res
     ledger.store(
         [settled("a", ada, 30, router_id=priced.id, estimated_cost="20"), settled("b", ada, 1, router_id=priced.id)]
     )
-    reserve("c", Need(prompt=4, overhead=10, completion=6))
+    reserve("c", Need(prompt=4, overhead=lambda: 10, completion=6))
     assert Reservation.objects.get().cost == 30
     fund(ada, 11)
     budgets.release("c")
-    reserve("d", Need(prompt=4, overhead=10, completion=6))  # alone, and 10 are certain
+    reserve("d", Need(prompt=4, overhead=lambda: 10, completion=6))  # alone, and 10 are certain
     with pytest.raises(InsufficientBudget):
         reserve("e", Need(prompt=1, completion=0))
     expire_all()
@@ -319,7 +368,10 @@ def test_absurd_wishes_are_refused_and_break_nothing(ada, reserve):
     Router.objects.update(cost_prompt_tokens="999999999999", cost_completion_tokens="999999999999")
     dear = Router.objects.get()
     Estimate.objects.create(router=dear, prompt_tokens=2**31 - 1, completion_tokens=2**31 - 1, overrun=1000, calls=1)
-    for need in (Need(prompt=2**31 - 1, completion=2**31 - 1), Need(answers=2**31 - 1, unknown_completion=1024)):
+    for need in (
+        Need(prompt=2**31 - 1, overhead=lambda: 2**32, completion=2**31 - 1),
+        Need(answers=2**31 - 1, unknown_completion=1024),
+    ):
         try:
             reserve(f"{need.answers}", need, grams_a_token=1e6, router=dear)
         except APIError:
@@ -393,6 +445,17 @@ def test_refilling_forgets_what_was_left_and_what_was_overrun(ada, ben):
         ledger.store([settled(user.email[:20], user, spent)])
     assert budgets.refill_due(timezone.now()) == 2
     assert (left(ada), left(ben)) == (10, 10)
+
+
+def test_an_account_that_cannot_be_refilled_holds_up_no_other(ada, ben, caplog):
+    past = timezone.now() - timedelta(days=2)
+    for user in (ada, ben):
+        allow(user, past, allowance=Decimal(10), period="day")
+        ledger.store([settled(f"{user.id}", user, 3)])
+    Account.objects.filter(user=ada).update(allowance=Decimal(10) ** 18 - 1)
+    assert budgets.refill_due(timezone.now()) == 1
+    assert (left(ada), left(ben)) == (7, 10)
+    assert f"The account of user {ada.id} cannot be refilled" in caplog.text
 
 
 def test_null_does_not_lift_what_an_allowance_limits(ada):

@@ -1,9 +1,12 @@
 """The console's pages of money: what is left, reserved and spent; a form that is old by the time it is sent."""
 
+import io
 from decimal import Decimal
 
 import pytest
+from django.core.management import call_command
 
+from opengate.fields import MAX_AMOUNT
 from routing.models import Router
 from routing.snapshot import _router
 from tests.flows.test_changes_in_force import Console, Form
@@ -84,6 +87,8 @@ def test_a_budget_that_an_allowance_sets_is_not_lifted_alone(console, ada):
         ({"refill_hour": "24", "period": "month"}, "less than or equal to 23"),
         ({"budget": "-1"}, "greater than or equal to 0"),
         ({"budget": "much"}, "Enter a number."),
+        ({"budget": "1000000000000"}, "less than or equal to 999999999999"),
+        ({"allowance": "999999999999999999", "period": "day"}, "less than or equal to 999999999999"),
     ],
 )
 def test_what_makes_no_sense_is_said(console, ada, fields, said):
@@ -114,6 +119,21 @@ def test_a_form_that_was_open_while_calls_went_on_changes_what_was_changed_in_it
     assert console.client.post(page_of(ada), data=form | {"account-0-budget": "50"}).status_code == 302
     assert left(ada) == 50
     assert auditing.audit().is_clean
+
+
+def test_a_form_that_was_open_when_an_allowance_came_leaves_it_there(console, ada):
+    fund(ada, 5)
+    form = Form(console.page(page_of(ada)), "user_form").fields
+    call_command("setbudget", ada.email, "--allowance", "20", "--period", "month", stdout=io.StringIO())
+    assert console.client.post(page_of(ada), data=form | {"name": "Ada"}).status_code == 302
+    account = Account.objects.get(user=ada)
+    assert (account.allowance, account.period, account.budget) == (20, "month", 20)
+
+
+def test_the_largest_budget_can_be_shown_and_saved(console, ada):
+    call_command("setbudget", ada.email, "--budget", str(MAX_AMOUNT), stdout=io.StringIO())
+    console.send(page_of(ada), "user_form", name="Ada")
+    assert left(ada) == MAX_AMOUNT
 
 
 def test_records_are_found_by_person_model_and_request(console, ada, ben, router):

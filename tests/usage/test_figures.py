@@ -22,11 +22,31 @@ def test_only_text_counts_in_messages():
     assert tokens.of_messages([{"content": parts}, *odd]) == 2
 
 
+def beside(*messages, **fields) -> int:
+    return tokens.beside_text({"model": "model", "messages": messages} | fields)
+
+
 def test_a_chats_format_and_its_images_count_in_what_it_may_cost():
-    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}
-    assert tokens.of_format([{"role": "user", "content": "Hi"}]) == 7
-    assert tokens.of_format([{"content": [{"type": "text", "text": "Hi"}, image, image]}, {"content": None}]) == 2011
-    assert tokens.of_format(["odd", {"content": [1, None, {}]}, {}]) == 15
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 9999}}
+    assert beside({"role": "user", "content": "Hi"}) == 9
+    assert beside({"content": [{"type": "text", "text": "Hi"}, image, image]}, {"content": None}) == 2011
+    assert beside("odd", {"content": [1, None, {}]}, {}) < 30
+
+
+def test_whatever_a_model_may_read_counts_in_what_a_chat_may_cost():
+    text = "word " * 100
+    called = [{"id": "1", "function": {"name": "f", "arguments": text}}]
+    for fields in ({"tools": [{"function": {"description": text}}]}, {"functions": [text]}, {"chat_template": text}):
+        assert 125 <= beside(**fields) <= 160
+    for message in ({"tool_calls": called}, {"reasoning_content": text}, {"content": {"text": text}}, {"name": text}):
+        assert 125 <= beside(message) <= 160
+    assert 125 <= beside({"content": [{"type": ["odd"], "thinking": text}]}) <= 160
+    assert beside(stop=[text], logit_bias={"1": 1}, metadata={"a": text}, user=text) == 3
+
+
+def test_the_rest_of_embeddings_and_ranks_counts_in_what_they_may_cost():
+    assert (tokens.of_items("text"), tokens.of_items(["a", "b"])) == (3, 6)
+    assert tokens.of_pairs("12345678", ["a", "b", "c"]) == 2 * 2 + 3 * 4
 
 
 def test_every_choice_counts_with_reasoning_and_tool_calls():

@@ -32,6 +32,7 @@ from usage.models import Account, Reservation, UsageRecord
 TOKENS = st.integers(0, 40)
 AMOUNTS = st.one_of(st.none(), st.integers(0, 120))
 UNKNOWN = 30
+LEAST = Decimal("0.000001")
 
 
 @dataclass
@@ -59,15 +60,15 @@ class AccountMachine(RuleBasedStateMachine):
         self.granted: int | None = None
         self.allowance: int | None = None
         self.spent = 0
-        self.open: dict[str, int] = {}
+        self.open: dict[str, Decimal] = {}
         self.records: dict[str, int] = {}
         self.guessed: set[str] = set()
 
     @property
-    def reserved(self) -> int:
-        return sum(self.open.values())
+    def reserved(self) -> Decimal:
+        return sum(self.open.values(), Decimal(0))
 
-    def fits(self, cost: int, certain: int) -> bool:
+    def fits(self, cost: Decimal, certain: int) -> bool:
         if self.granted is None:
             return True
         free = self.granted - self.spent - self.reserved
@@ -94,7 +95,8 @@ class AccountMachine(RuleBasedStateMachine):
         cost = certain if completion is not None else prompt + self.usual
         need = Need(prompt=prompt, completion=completion, unknown_completion=UNKNOWN)
         exists = Account.objects.filter(user=self.user).exists()
-        expected = not exists or self.fits(cost, certain)
+        held = max(Decimal(cost), LEAST)
+        expected = not exists or self.fits(held, certain)
         try:
             budgets.reserve(self.user.id, self.call(request_id), self.router, need, 0.0)
         except InsufficientBudget:
@@ -102,7 +104,7 @@ class AccountMachine(RuleBasedStateMachine):
             return None
         assert expected
         if exists:
-            self.open[request_id] = cost
+            self.open[request_id] = held
         return Held(cost, request_id)
 
     @rule(target=settled, held=consumes(calls), tokens=TOKENS)
@@ -134,7 +136,8 @@ class AccountMachine(RuleBasedStateMachine):
         rows = Reservation.objects.filter(request_id=held.request_id)
         rows.update(created=now - timedelta(seconds=61), expires=now - timedelta(seconds=1))
         assert budgets.recover() == 1
-        self.spent += self.open.pop(held.request_id)
+        self.open.pop(held.request_id)
+        self.spent += held.cost
         self.records[held.request_id] = held.cost
         self.guessed.add(held.request_id)
         return held

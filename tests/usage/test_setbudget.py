@@ -77,7 +77,7 @@ def test_it_is_readable(ada):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--budget", "-1"), "--budget must be a number from 0 to 1000000000000, or none."),
+        (("--budget", "-1"), "--budget must be a number from 0 to 999999999999, or none."),
         (("--budget", "much"), "--budget must be"),
         (("--budget", "nan"), "--budget must be"),
         (("--carbon-allowance", "1e99"), "--carbon-allowance must be"),

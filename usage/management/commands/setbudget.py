@@ -11,9 +11,9 @@ from django.db import transaction
 from django.utils import timezone
 
 from accounts.models import User
+from opengate.fields import MAX_AMOUNT
 from usage.models import Account, Period
 
-MOST = Decimal(10) ** 12
 NONE = "none"
 OPTIONS = {"refill_day": "--day", "refill_hour": "--hour"}  # the others are called as their fields are
 
@@ -108,8 +108,8 @@ def _amount(name: str, options: dict[str, Any]) -> Decimal | None:
         amount = Decimal(text)
     except InvalidOperation:
         amount = Decimal(-1)
-    if not (amount.is_finite() and 0 <= amount <= MOST):
-        raise CommandError(f"{_option(name)} must be a number from 0 to {MOST:f}, or none.")
+    if not (amount.is_finite() and 0 <= amount <= MAX_AMOUNT):
+        raise CommandError(f"{_option(name)} must be a number from 0 to {MAX_AMOUNT}, or none.")
     return round(amount, 6)
 
 

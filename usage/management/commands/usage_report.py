@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from argparse import ArgumentParser
 from calendar import monthrange
 from datetime import UTC, date
@@ -15,7 +16,8 @@ from tabulate import tabulate
 from usage import reporting
 from usage.calendar import day
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+# Where a spreadsheet would begin a formula: at the start, or behind what it may take for the end of a cell.
+FORMULA = re.compile(r"(?:^|(?<=[;,|]))(?= *[=+\-@＝＋－＠])")
 HEADINGS = {
     "prompt_tokens": "prompt tokens",
     "completion_tokens": "completion tokens",
@@ -92,14 +94,18 @@ def _shown(value: Any) -> str:
         return f"{value:,.6f}"
     if isinstance(value, int):
         return f"{value:,}"
-    # Users name their keys, and an operator's terminal obeys what is not printable.
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in str(value))
+    return _printable(str(value))
 
 
 def _cell(value: Any) -> Any:
     """A name that a spreadsheet would run as a formula is led by an apostrophe, and stays a name."""
     if value is None:
         return ""
-    if isinstance(value, str) and value.lstrip(" ").startswith(FORMULA):
-        return f"'{value}"
+    if isinstance(value, str):
+        return FORMULA.sub("'", _printable(value))
     return f"{value:f}" if isinstance(value, Decimal) else value
+
+
+def _printable(text: str) -> str:
+    """Users name their keys; terminals obey what is not printable, and spreadsheets end lines and cells at it."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)

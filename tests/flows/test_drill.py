@@ -136,6 +136,7 @@ class Installation:
         """Wait for the worker; answers which of the wanted records are missing."""
         deadline = time.monotonic() + 30
         while len(missing := wanted - self.recorded()) > allowed_to_miss and time.monotonic() < deadline:
+            self.worker.revive()
             time.sleep(0.1)
         return missing
 
@@ -258,6 +259,7 @@ def test_redis_is_killed_and_comes_back_empty(installation):
     missing = installation.settles(set(late), allowed_to_miss=len(late))
     deadline = time.monotonic() + 20
     while any(not died - LOST_SECONDS < late[id] < died + 1 for id in missing) and time.monotonic() < deadline:
+        installation.worker.revive()
         time.sleep(0.2)
         missing -= installation.recorded()
     print(f"{len(missing)} of {len(late)} records without a budget were in the Redis that was lost")

@@ -32,6 +32,13 @@ class Worker:
             )
         return self
 
+    def revive(self) -> None:
+        """What a service manager does: a worker that died is started again. Losing Redis may end one."""
+        assert self.process is not None
+        if self.process.poll() is not None:
+            self.kill()  # what is left of its group
+            self.start()
+
     def wait_until(self, is_so: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 30
         while not is_so():

@@ -143,6 +143,7 @@ class ReadOnlyAdmin(admin.ModelAdmin):
     """History is not edited."""
 
     show_full_result_count = False
+    list_per_page = 50  # what a page takes is the writing of its rows
     show_facets = admin.ShowFacets.NEVER  # they count the whole table
     paginator = CappedPaginator
 

@@ -1,10 +1,6 @@
 """The local engine: pages of PDFs and images without a model, each document in a child process of its own."""
 
 import asyncio
-import json
-import os
-import signal
-import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -15,10 +11,11 @@ from django.conf import settings
 from pydantic_core import from_json
 
 from inference.errors import DocumentRefused
+from opengate import sandbox
 from routing.errors import ModelTooBusy
 
 NAME: Final = "local"  # in place of a model's name
-_GRACE_SECONDS = 2
+_MEMORY_BYTES = 2 * 1024**3
 
 
 def is_enabled() -> bool:
@@ -37,27 +34,20 @@ async def pages(document: bytes, user_id: int, **options: Any) -> Sequence[dict[
 
 async def _read(document: bytes, options: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
     seconds = settings.LOCAL_OCR_SECONDS
-    given = {**options, "languages": settings.OCR_LANGUAGES, "seconds": seconds}
+    given = {**options, "languages": settings.OCR_LANGUAGES}
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "inference.page_reader",
-        json.dumps(given),
+        *sandbox.command("inference.page_reader", given, seconds=seconds, memory_bytes=_MEMORY_BYTES),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-        cwd=settings.BASE_DIR,
-        env={name: os.environ[name] for name in ("PATH", "TESSDATA_PREFIX", "LD_LIBRARY_PATH") if name in os.environ},
-        start_new_session=True,  # so that its own child ends with it
+        **sandbox.surroundings(),
     )
     try:
-        async with asyncio.timeout(seconds + _GRACE_SECONDS):
+        async with asyncio.timeout(seconds + sandbox.GRACE_SECONDS):
             output = await _exchange(process, document)
     except TimeoutError:
         raise DocumentRefused(f"Reading the document takes more than {seconds} seconds.") from None
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        sandbox.end(process.pid)
         await process.wait()
     try:
         answer = from_json(output)

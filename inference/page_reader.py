@@ -1,8 +1,8 @@
 """Reads one document from standard input and writes its pages to standard output; a program of its own.
 
 A PDF's text layer is taken as it is, by PDFium; pages without one, and images, are read by Tesseract where it is
-installed. It runs apart, because documents come from strangers and both are native code: `inference.local` starts it,
-with limits of time and memory.
+installed. It runs apart, because documents come from strangers and both are native code: `inference.local` starts it
+in a sandbox, with limits of time and memory.
 
     python -m inference.page_reader OPTIONS < document     OPTIONS: JSON, see `Options`
 """
@@ -10,8 +10,6 @@ with limits of time and memory.
 import base64
 import io
 import json
-import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -31,15 +29,13 @@ MAX_PAGES = 1000
 MAX_IMAGE_PIXELS = 100_000_000
 MAX_IMAGES_BYTES = 32 * 1024 * 1024  # of all images that are sent back
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP")
-MEMORY_BYTES = 2 * 1024**3
 SCAN_SHARE = 0.8  # an image over so much of its page is a scan of it, and no picture in it
 
 
 @dataclass(frozen=True)
 class Options:
-    """`pages` from 0, None for all; `languages` as Tesseract names them; `seconds` of processor time."""
+    """`pages` from 0, None for all; `languages` as Tesseract names them."""
 
-    seconds: int
     languages: list[str]
     pages: list[int] | None = None
     force_ocr: bool = False
@@ -130,9 +126,9 @@ def _pdf(document: bytes, options: Options) -> Iterator[dict[str, Any]]:
 def _pdf_page(page: pypdfium2.PdfPage, index: int, options: Options, images: Images) -> dict[str, Any]:
     width, height = page.get_size()
     scale = min(DPI / POINTS_AN_INCH, MAX_PIXELS_A_SIDE / max(width, height, 1))
-    text = "" if options.force_ocr else _clean(page.get_textpage().get_text_range())
+    text = "" if options.force_ocr else clean(page.get_textpage().get_text_range())
     if not text and next(iter(page.get_objects(max_depth=1)), None) is not None:
-        text = _ocr(page.render(scale=scale, grayscale=True).to_pil(), round(scale * POINTS_AN_INCH), options)
+        text = ocr(page.render(scale=scale, grayscale=True).to_pil(), round(scale * POINTS_AN_INCH), options.languages)
     found = images.of(page, scale)
     references = "".join(f"\n\n![{image['id']}]({image['id']})" for image in found)
     return _page(index, (text + references).strip(), found, (round(width * scale), round(height * scale)), scale)
@@ -152,7 +148,7 @@ def _image(document: bytes, options: Options) -> Iterator[dict[str, Any]]:
     if options.pages not in (None, [0]):
         raise Refused("There is no such page: the document has 1, counted from 0.")
     picture.thumbnail((MAX_PIXELS_A_SIDE, MAX_PIXELS_A_SIDE))
-    yield _page(0, _ocr(picture, DPI, options), [], picture.size, DPI / POINTS_AN_INCH)
+    yield _page(0, ocr(picture, DPI, options.languages), [], picture.size, DPI / POINTS_AN_INCH)
 
 
 def _page(
@@ -162,24 +158,24 @@ def _page(
     return {"index": index, "markdown": markdown, "images": images, "dimensions": dimensions}
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """Lines without what PDFium leaves in: carriage returns, and marks of hyphens at their end."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n").replace("\ufffe\n", "").replace("\ufffe", "")
     return "\n".join(line.rstrip() for line in lines.replace("\x00", "").split("\n")).strip()
 
 
-def _ocr(picture: Image.Image, dpi: int, options: Options) -> str:
+def ocr(picture: Image.Image, dpi: int, languages: list[str]) -> str:
+    """What Tesseract reads in it; raises Refused where there is none."""
     program = shutil.which("tesseract")
     if program is None:
         raise Refused("The document is a scan, and no OCR engine is installed here: name a model that reads it.")
-    languages = _installed(program, options.languages)
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", compress_level=1)
-    command = [program, "stdin", "stdout", "-l", "+".join(languages), "--dpi", str(max(dpi, 70))]
+    command = [program, "stdin", "stdout", "-l", "+".join(_installed(program, languages)), "--dpi", str(max(dpi, 70))]
     ran = subprocess.run(command, input=buffer.getvalue(), capture_output=True, check=False)
     if ran.returncode != 0:
         raise Refused("Parsing document failed.")
-    return _clean(ran.stdout.decode("utf-8", "replace").replace("\f", ""))
+    return clean(ran.stdout.decode("utf-8", "replace").replace("\f", ""))
 
 
 def _installed(program: str, wanted: list[str]) -> list[str]:
@@ -190,10 +186,6 @@ def _installed(program: str, wanted: list[str]) -> list[str]:
 
 def main() -> None:
     options = Options(**json.loads(sys.argv[1]))
-    resource.setrlimit(resource.RLIMIT_CPU, (options.seconds, options.seconds + 1))
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.environ["OMP_THREAD_LIMIT"] = "1"
     try:
         answer: dict[str, Any] = {"pages": read(sys.stdin.buffer.read(), options)}
     except Refused as refused:

@@ -254,7 +254,7 @@ def test_a_parsed_file_over_the_limit_gets_413(as_ada):
 def test_a_scan_without_an_engine_is_refused_in_a_sentence(monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(page_reader.Refused, match="no OCR engine is installed here"):
-        page_reader.read(scan_of("x"), page_reader.Options(seconds=10, languages=["eng"]))
+        page_reader.read(scan_of("x"), page_reader.Options(languages=["eng"]))
 
 
 @pytest.fixture

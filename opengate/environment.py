@@ -115,6 +115,15 @@ class Environment(BaseModel):
     ocr_languages: Words = Field(
         ["fra", "eng"], alias="OPENGATE_OCR_LANGUAGES", description="Languages of scans, by their names in Tesseract."
     )
+    parsing_seconds: int = Field(
+        300, alias="OPENGATE_PARSING_SECONDS", ge=1, le=3600, description="Longest time for reading a document."
+    )
+    parsing_memory_bytes: int = Field(
+        2 * 1024**3,
+        alias="OPENGATE_PARSING_MEMORY_BYTES",
+        ge=256 * 1024**2,
+        description="Memory for reading a document.",
+    )
     usage_queue_records: int = Field(
         10_000,
         alias="OPENGATE_USAGE_QUEUE_RECORDS",

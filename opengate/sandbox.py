@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -68,7 +68,7 @@ def end(pid: int) -> None:
 
 def lines(
     module: str, options: Mapping[str, Any], file: BinaryIO, *, seconds: int, memory_bytes: int, max_bytes: int
-) -> Iterator[bytes | None]:
+) -> Generator[bytes | None]:
     """The lines that a child writes about the file, and None whenever a second passes without one.
 
     Raises OutOfTime, or TooMuch beyond `max_bytes`. A child that crashes or is killed ends the lines early: the last
@@ -95,7 +95,7 @@ def lines(
         raise OutOfTime
 
 
-def _received(output: Any, deadline: float, max_bytes: int) -> Iterator[bytes | None]:
+def _received(output: Any, deadline: float, max_bytes: int) -> Generator[bytes | None]:
     parts: list[bytes] = []  # of a line whose end has not come yet
     length, told = 0, time.monotonic()
     with selectors.DefaultSelector() as selector:

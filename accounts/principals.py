@@ -5,17 +5,19 @@ from dataclasses import dataclass
 
 from accounts import keys
 from accounts.errors import InvalidKey
-from accounts.models import Key, Permission
+from accounts.models import Key, Permission, User
 from opengate import epoch
 from opengate.epoch import Replica
+
+GATEWAY = "gateway"  # in place of a key's name
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """The owner of a valid key. Times are Unix seconds."""
+    """Who calls: the owner of a valid key; without digests, a user for whom the gateway works. Times: Unix seconds."""
 
     digests: tuple[str, ...]
-    key_id: int
+    key_id: int | None
     key_name: str
     user_id: int
     email: str
@@ -48,11 +50,19 @@ def _load(digests: tuple[str, ...]) -> Principal | None:
         return None
     if key.digest != digests[0]:  # made under a former secret: from now on under the current one
         Key.objects.filter(id=key.id).update(digest=digests[0])
-    user = key.user
+    return _principal(key.user, digests, key)
+
+
+def _load_user(id: int) -> Principal | None:
+    user = User.objects.select_related("role", "organization").filter(id=id).first()
+    return None if user is None else _principal(user)
+
+
+def _principal(user: User, digests: tuple[str, ...] = (), key: Key | None = None) -> Principal:
     return Principal(
         digests=digests,
-        key_id=key.id,
-        key_name=key.name,
+        key_id=key.id if key else None,
+        key_name=key.name if key else GATEWAY,
         user_id=user.id,
         email=user.email,
         organization_id=user.organization_id,
@@ -60,12 +70,13 @@ def _load(digests: tuple[str, ...]) -> Principal | None:
         role_id=user.role_id,
         permissions=frozenset(user.role.permissions),
         priority=user.priority,
-        key_expires=key.expires.timestamp() if key.expires else None,
+        key_expires=key.expires.timestamp() if key and key.expires else None,
         user_expires=user.expires.timestamp() if user.expires else None,
     )
 
 
 _principals = Replica(_load)
+_users = Replica(_load_user)
 
 
 async def find(text: str, *, expired_account: bool = False) -> Principal:
@@ -84,9 +95,16 @@ async def find(text: str, *, expired_account: bool = False) -> Principal:
     return _checked(principal, expired_account)
 
 
+async def of_user(id: int) -> Principal:
+    """A user for whom the gateway itself calls a model; raises InvalidKey when the account is closed or gone."""
+    await epoch.refresh()
+    return _checked(await _users.get(id))
+
+
 async def again(principal: Principal) -> Principal:
     """The same caller as of the epoch now known; raises InvalidKey when the key no longer opens."""
-    return _checked(await _principals.get(principal.digests))
+    found = _principals.get(principal.digests) if principal.digests else _users.get(principal.user_id)
+    return _checked(await found)
 
 
 def _checked(principal: Principal | None, expired_account: bool = False) -> Principal:

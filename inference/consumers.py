@@ -12,8 +12,10 @@ from pydantic_core import to_json
 
 from accounts import authentication
 from accounts.principals import Principal
-from inference import gateway, streaming
+from inference import gateway, prompting, streaming
 from inference.schemas import ChatCompletionRequest
+from knowledge import search
+from knowledge.schemas import MAX_QUERY, SearchTool
 from opengate.bodies import too_large
 from opengate.errors import APIError, openai_error
 from opengate.request_id import HEADER, new_request_id
@@ -124,15 +126,32 @@ class ChatCompletions(CallConsumer):
     endpoint = "/v1/chat/completions"
 
     async def handle_call(self, principal: Principal, body: bytes) -> None:
-        request, payload = ChatCompletionRequest.read(body)
+        request, payload, tool = ChatCompletionRequest.read(body)
         call = Call(principal, self.endpoint, self.request_id, self.method)
+        found: dict[str, Any] = {}
+        if tool is not None:
+            payload, found = await self._informed(call, payload, tool)
         if not request.stream:
             answer = await gateway.complete(call, payload)
-            await self.send_json(200, answer, call.headers())
+            await self.send_json(200, answer | found, call.headers())
             return
-        async with aclosing(gateway.stream(call, payload)) as events:
+        async with aclosing(gateway.stream(call, payload, beside=found)) as events:
             async for event in events:
                 if not self.started:  # the first event decides between a stream and a status code
                     await self.send_headers(headers=EVENTS | call.headers())
                 await self.send_body(event, more_body=True)
             await self.send_body(b"")
+
+    async def _informed(
+        self, call: Call, payload: dict[str, Any], tool: SearchTool
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The payload with what was found for its last message, and that as the answer shows it."""
+        question = prompting.question_of(payload["messages"])[:MAX_QUERY]
+        if not question:
+            return payload, {}
+        results, usage = await search.find(call.principal, tool.query_for(question), new_request_id())
+        call.before = [usage]
+        if not results:
+            return payload, {}
+        payload = prompting.with_sources(payload, question, [result.content for result in results])
+        return payload, {"search_results": [result.as_search() for result in results]}

@@ -6,7 +6,7 @@ from typing import Any
 from opengate.errors import APIError
 from usage.accounting import UpstreamTrouble
 
-__all__ = ["SearchNotEnabled", "UnreadableAnswer", "UpstreamFailed", "UpstreamRefused", "UpstreamTrouble"]
+__all__ = ["UnreadableAnswer", "UpstreamFailed", "UpstreamRefused", "UpstreamTrouble"]
 
 RETRY_AFTER = {"Retry-After": "10"}
 
@@ -87,10 +87,3 @@ class FeatureNotEnabled(APIError):
 
     def __init__(self) -> None:
         super().__init__("Feature not enabled, please contact an administrator.")
-
-
-class SearchNotEnabled(APIError):
-    status = 403
-
-    def __init__(self) -> None:
-        super().__init__("Search build-in tool is not enabled, please contact an administrator.")

@@ -14,18 +14,21 @@ from inference.errors import UpstreamTrouble
 from inference.streaming import DONE, Reading
 from inference.upstream import answers
 from opengate import epoch
+from opengate import redis as opengate_redis
 from opengate.errors import APIError
 from routing import snapshot
 from routing.errors import ProvidersAway
 from routing.models import CHAT_TYPES, ModelType
 from routing.snapshot import require_type
-from usage import limits, tokens
+from usage import accounting, budgets, limits, spool, tokens
 from usage.accounting import MAX_TOKENS, Call
 from usage.budgets import Need
 from usage.models import Outcome
 
 T = TypeVar("T")
 Payload = dict[str, Any]
+
+SETTLE_SECONDS = 5.0
 
 
 async def complete(call: Call, payload: Payload) -> Payload:
@@ -40,8 +43,8 @@ async def complete(call: Call, payload: Payload) -> Payload:
     )
 
 
-async def stream(call: Call, payload: Payload) -> AsyncGenerator[bytes]:
-    """A chat completion as server-sent events, settled before its last one.
+async def stream(call: Call, payload: Payload, *, beside: Payload | None = None) -> AsyncGenerator[bytes]:
+    """A chat completion as server-sent events, settled before its last one; `beside` goes with our usage in that.
 
     Until the first event, what stands in its way is raised; later trouble is a last event without `[DONE]`.
     """
@@ -74,9 +77,8 @@ async def stream(call: Call, payload: Payload) -> AsyncGenerator[bytes]:
                     completion_tokens=tokens.of_bytes(reading.text_bytes),
                     is_final=reading.has_finished(done),
                 )
-            closing = reading.closing(
-                call.usage(reading.usage), model=payload["model"], request_id=call.request_id, done=done
-            )
+            ours = {"model": payload["model"], "usage": call.usage(reading.usage), **(beside or {})}
+            closing = reading.closing(ours, request_id=call.request_id, done=done)
             await call.settle(200, Outcome.FINISHED if reading.is_whole(done) else Outcome.UPSTREAM_FAILED)
             yield closing
 
@@ -226,3 +228,12 @@ async def _first(call: Call, prompt_tokens: int, attempt: Callable[[upstream.Ope
         else:
             call.answered()
             return answer
+
+
+async def wind_down() -> None:
+    """Before the event loop ends: finish settlements, send usage that waits, close connections."""
+    await accounting.all_settled(SETTLE_SECONDS)
+    await budgets.all_released(SETTLE_SECONDS)
+    await spool.flush(SETTLE_SECONDS)
+    await upstream.close()
+    await opengate_redis.close()

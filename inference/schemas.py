@@ -17,10 +17,11 @@ from pydantic import (
 from pydantic_core import from_json
 
 from inference.audio import LANGUAGES
-from inference.errors import SearchNotEnabled
+from knowledge.schemas import SearchTool
 from opengate.errors import InvalidBody
 
 MAX_INPUT_ECHO = 200
+MAX_FAULTS = 20
 
 
 class ChatCompletionRequest(BaseModel):
@@ -47,7 +48,9 @@ class ChatCompletionRequest(BaseModel):
     stream_options: Any = Field(None, description="Options of the stream; usage is always sent.")
     temperature: StrictFloat | None = Field(0.7, description="Sampling temperature.")
     top_p: StrictFloat | None = Field(1, description="Nucleus sampling.")
-    tools: list[Any] | None = Field(None, description="Tools the model may call.")
+    tools: list[Any] | None = Field(
+        None, description="Tools the model may call; one of type `search` has the gateway look into documents first."
+    )
     tool_choice: Any = Field("none", description="Which tool to call.")
     parallel_tool_calls: StrictBool | None = Field(False, description="Whether tools may be called in parallel.")
     user: str | None = Field(None, description="The caller's own user.")
@@ -55,8 +58,9 @@ class ChatCompletionRequest(BaseModel):
     search_args: dict[str, Any] | None = Field(None, description="Deprecated: use the search tool.", deprecated=True)
 
     @classmethod
-    def read(cls, raw: bytes) -> tuple["ChatCompletionRequest", dict[str, Any]]:
-        """The validated body, and the payload for the upstream: what the caller sent, less the gateway's own fields.
+    def read(cls, raw: bytes) -> tuple["ChatCompletionRequest", dict[str, Any], SearchTool | None]:
+        """The validated body; the payload for the upstream, what the caller sent less the gateway's own fields; and
+        the search that the chat begins with.
 
         Defaults are documentation: they are not sent. Raises InvalidBody.
         """
@@ -65,15 +69,37 @@ class ChatCompletionRequest(BaseModel):
             body = cls.model_validate(payload)
         except ValidationError as error:
             raise InvalidBody([_fault(fault) for fault in error.errors(include_url=False)]) from None
-        searches = payload.pop("search", None), payload.pop("search_args", None)
-        if searches[0] and searches[1] is None:
-            message = "Value error, search_args is required when search is True"
-            raise InvalidBody([{"type": "value_error", "loc": ["body"], "msg": message}])
-        if searches[0] or any(isinstance(tool, dict) and tool.get("type") == "search" for tool in body.tools or ()):
-            raise SearchNotEnabled
-        if payload.get("tools") == []:
-            del payload["tools"]
-        return body, payload
+        return body, payload, _search_tool(payload)
+
+
+def _search_tool(payload: dict[str, Any]) -> SearchTool | None:
+    """Take the search out of the payload, in whichever of its forms it is there; raises InvalidBody."""
+    wanted, arguments = payload.pop("search", None), payload.pop("search_args", None)
+    if wanted and arguments is None:
+        message = "Value error, search_args is required when search is True"
+        raise InvalidBody([{"type": "value_error", "loc": ["body"], "msg": message}])
+    tools = payload.get("tools") or []
+    asked = [(["tools", number], tool) for number, tool in enumerate(tools) if _is_search(tool)]
+    if wanted:
+        asked.append((["search_args"], {"type": "search"} | arguments))
+    payload["tools"] = [tool for tool in tools if not _is_search(tool)]
+    if not payload["tools"]:
+        del payload["tools"]
+        if asked:  # what says how to use tools means nothing without one, and some providers refuse it
+            payload.pop("tool_choice", None)
+            payload.pop("parallel_tool_calls", None)
+    if not asked:
+        return None
+    place, given = asked[0]
+    try:
+        return SearchTool.model_validate(given)
+    except ValidationError as error:
+        faults = [_fault(fault) for fault in error.errors(include_url=False)[:MAX_FAULTS]]
+        raise InvalidBody([fault | {"loc": ["body", *place, *fault["loc"][1:]]} for fault in faults]) from None
+
+
+def _is_search(tool: Any) -> bool:
+    return isinstance(tool, dict) and tool.get("type") == "search"
 
 
 def _input(value: Any) -> Any:

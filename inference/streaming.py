@@ -110,8 +110,8 @@ class Reading:
         """Whether the model said that there is no more: before that, its figures are those of a part."""
         return done or _FINISHED.search(self._last_choice) is not None
 
-    def closing(self, usage: dict[str, Any], *, model: str, request_id: str, done: bool) -> bytes:
-        """What ends the stream to the caller: one chunk with our usage and, where the upstream sent it, `[DONE]`.
+    def closing(self, ours: dict[str, Any], *, request_id: str, done: bool) -> bytes:
+        """What ends the stream to the caller: one chunk with our fields and, where the upstream sent it, `[DONE]`.
 
         The chunk is a copy of the last one without choices. After trouble it is the error instead, and no `[DONE]`.
         """
@@ -119,7 +119,7 @@ class Reading:
             detail = self.trouble.detail
             return encode(to_json({"detail": detail, "error": openai_error(self.trouble.status, detail)}))
         chunk = {"id": f"request-{request_id}", "object": "chat.completion.chunk"} | _object(self._last)
-        last = encode(to_json(chunk | {"model": model, "choices": [], "usage": usage}))
+        last = encode(to_json(chunk | {"choices": []} | ours))
         return last + encode(DONE) if done else last
 
 

@@ -1,9 +1,90 @@
-"""What can go wrong with a document, as its sender reads it."""
+"""What can go wrong with documents, as their owner reads it."""
 
-from opengate.errors import APIError
+from typing import Any
+
+from inference.errors import FeatureNotEnabled
+from opengate.errors import APIError, Conflict
+
+
+class CollectionNotFound(APIError):
+    status = 404
+
+    def __init__(self, id: int | None = None) -> None:
+        super().__init__("Collection not found." if id is None else f"Collection {id} not found.")
+
+
+class DocumentNotFound(APIError):
+    status = 404
+
+    def __init__(self) -> None:
+        super().__init__("Document not found.")
+
+
+class ChunkNotFound(APIError):
+    status = 404
+
+    def __init__(self) -> None:
+        super().__init__("Chunk not found.")
+
+
+class PublicCollectionForbidden(APIError):
+    status = 403
+
+    def __init__(self) -> None:
+        super().__init__("Missing permission to update collection visibility to public.")
+
+
+class DocumentUnfinished(Conflict):
+    """Chunks come to a document that is ready, and to no other."""
+
+    def __init__(self) -> None:
+        super().__init__("The document is not ready: see its status.")
 
 
 class Unreadable(APIError):
-    """The file cannot be read; the sentence says why."""
+    """The document cannot be ingested, and never will be; the sentence says why."""
 
     status = 422
+
+
+class NoChunks(APIError):
+    status = 500
+
+    def __init__(self) -> None:
+        super().__init__("No chunks were extracted from the document.")
+
+
+class VectorizationFailed(APIError):
+    """The model of the collection did not embed the chunks."""
+
+    status = 500
+
+    def __init__(self, reason: Any) -> None:
+        super().__init__(f"Vectorization failed: {reason}")
+
+
+class WrongSearchMethod(APIError):
+    status = 400
+
+    def __init__(self) -> None:
+        super().__init__("Score threshold is only available for semantic search method")
+
+
+class CollectionModelGone(APIError):
+    status = 404
+
+    def __init__(self) -> None:
+        super().__init__("The model of the collection is gone: give it another.")
+
+
+class ModelAnswersOtherSize(APIError):
+    """The router's model is another than it was: its vectors cannot be compared with those there are."""
+
+    status = 500
+
+    def __init__(self, size: int, expected: int) -> None:
+        super().__init__(f"The model answers vectors of {size} numbers; those of the collection have {expected}.")
+
+
+class NoEmbeddingModel(FeatureNotEnabled):
+    """Neither the collection nor the gateway has a model that embeds."""

@@ -23,6 +23,7 @@ from inference.api import routes as inference_routes
 from inference.monitoring import routes as monitoring_routes
 from inference.openapi import chat_paths
 from inference.schemas import object_of
+from knowledge.api import routes as knowledge_routes
 from opengate.errors import APIError, DatabaseAway, InvalidBody, openai_error
 from opengate.openapi import SCHEME, open_objects
 from opengate.rows import faults_of
@@ -107,15 +108,16 @@ HANDLERS: dict[type[Exception], Any] = {
 }
 
 
-def _api(name: str, routes: Routes) -> NinjaAPI:
+def _api(name: str, *parts: Routes) -> NinjaAPI:
     made = NinjaAPI(title=name, docs_url=None, openapi_url=None, urls_namespace=name, parser=StrictParser())
-    made.add_router("", routes)
+    for routes in parts:
+        made.add_router("", routes)
     for kind, handler in HANDLERS.items():
         made.add_exception_handler(kind, handler)
     return made
 
 
-calls = _api("calls", inference_routes)  # under /v1/
+calls = _api("calls", inference_routes, knowledge_routes)  # under /v1/
 monitoring = _api("monitoring", monitoring_routes)
 
 

@@ -9,20 +9,17 @@ from django.core.asgi import get_asgi_application
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "opengate.settings")
 django_application = get_asgi_application()
 
-from inference import upstream  # noqa: E402  the apps must be loaded first
+from inference import gateway  # noqa: E402  the apps must be loaded first
 from inference.consumers import ChatCompletions  # noqa: E402
 from opengate import bodies  # noqa: E402
-from opengate import redis as opengate_redis  # noqa: E402
 from opengate.bodies import Receive, Send  # noqa: E402
 from opengate.errors import DatabaseAway  # noqa: E402
 from routing import snapshot  # noqa: E402
-from usage import accounting, budgets, limits, spool  # noqa: E402
+from usage import limits  # noqa: E402
 
 # Paths answered without Django's middleware; the test of all routes walks this table too.
 CONSUMERS = {"/v1/chat/completions": ChatCompletions}
 _hot = {path: consumer.as_asgi() for path, consumer in CONSUMERS.items()}
-
-SETTLE_SECONDS = 5.0
 
 
 async def application(scope: dict[str, Any], receive: Receive, send: Send) -> None:
@@ -45,7 +42,7 @@ async def _live(receive: Receive, send: Send) -> None:
             await _warm_up()
             await send({"type": "lifespan.startup.complete"})
         else:
-            await _wind_down()
+            await gateway.wind_down()
             await send({"type": "lifespan.shutdown.complete"})
             return
 
@@ -60,12 +57,3 @@ async def _warm_up() -> None:
     # What is loaded now stays: the collector need not walk it again and again, each time tens of milliseconds.
     gc.collect()
     gc.freeze()
-
-
-async def _wind_down() -> None:
-    """What was answered stays counted: finish settlements, send waiting usage, close connections."""
-    await accounting.all_settled(SETTLE_SECONDS)
-    await budgets.all_released(SETTLE_SECONDS)
-    await spool.flush(SETTLE_SECONDS)
-    await upstream.close()
-    await opengate_redis.close()

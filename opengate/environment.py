@@ -18,6 +18,10 @@ def _split(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+def _object(value: object) -> object:
+    return json.loads(value) if isinstance(value, str) and value else value or {}
+
+
 Words = Annotated[list[str], BeforeValidator(_split)]
 
 
@@ -123,6 +127,49 @@ class Environment(BaseModel):
         alias="OPENGATE_PARSING_MEMORY_BYTES",
         ge=256 * 1024**2,
         description="Memory for reading a document.",
+    )
+    embedding_model: str = Field(
+        "",
+        alias="OPENGATE_EMBEDDING_MODEL",
+        description="Name or alias of the model that embeds collections without one of their own; unset: the first.",
+    )
+    search_language: Literal["english", "french", "german", "italian", "portuguese", "spanish", "swedish"] = Field(
+        "english",
+        alias="OPENGATE_SEARCH_LANGUAGE",
+        description="Language of collections that name none: how lexical search knows their words.",
+    )
+    document_storage: Annotated[dict[str, Any], BeforeValidator(_object)] = Field(
+        {},
+        alias="OPENGATE_DOCUMENT_STORAGE",
+        description='Django storage of uploaded files, as JSON: {"BACKEND": …, "OPTIONS": …}. Unset: a local folder.',
+    )
+    upload_wait_seconds: float = Field(
+        600,
+        alias="OPENGATE_UPLOAD_WAIT_SECONDS",
+        ge=0,
+        le=86_400,
+        description="How long an upload waits until its document can be searched, before it is answered 202.",
+    )
+    upload_patience_seconds: float = Field(
+        30,
+        alias="OPENGATE_UPLOAD_PATIENCE_SECONDS",
+        ge=0,
+        le=86_400,
+        description="How long an upload that waits goes on waiting for a model that is away.",
+    )
+    ingestion_lease_seconds: float = Field(
+        30,
+        alias="OPENGATE_INGESTION_LEASE_SECONDS",
+        ge=1,
+        le=3600,
+        description="How long after its worker fell silent a document is taken up by another.",
+    )
+    ingestion_tries: int = Field(
+        20,
+        alias="OPENGATE_INGESTION_TRIES",
+        ge=1,
+        le=1000,
+        description="How often a document is tried again, ever more slowly, while its model is away.",
     )
     usage_queue_records: int = Field(
         10_000,

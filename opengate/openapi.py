@@ -107,6 +107,7 @@ def describe(
     status: int,
     refusals: Iterable[APIError],
     examples: Mapping[str, Any],
+    deprecated: bool,
 ) -> Any:
     """A decorator that attaches the description to a method; `examples` holds a `request` and a `response`."""
     done = OpenApiResponse(answer, description="Done." if answer is None else "The answer.")
@@ -125,6 +126,7 @@ def describe(
     return extend_schema(
         operation_id=id,
         summary=summary,
+        deprecated=deprecated,
         description=description or f"{summary}.",
         parameters=[query] if query else None,
         request=body,

@@ -2,10 +2,15 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import wraps
+from inspect import isawaitable
 from typing import Any
 
+from django.conf import settings
+from django.http import HttpRequest
+from django.http.response import HttpResponseBase
 from pydantic_core import from_json
 from rest_framework import serializers
 from rest_framework.exceptions import ErrorDetail
@@ -16,6 +21,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from opengate.database import in_thread
 from opengate.errors import APIError, BodyTooLarge, DatabaseAway, InvalidBody
 from opengate.fields import NO_INTEGER
 from opengate.openapi import describe
@@ -47,15 +53,27 @@ class JSONParser(BaseParser):
 
     media_type = "application/json"
 
+    @property
+    def max_bytes(self) -> int:
+        return MAX_BODY_BYTES
+
     def parse(self, stream: Any, media_type: Any = None, parser_context: Any = None) -> Any:
-        raw = stream.read(MAX_BODY_BYTES + 1)
-        if len(raw) > MAX_BODY_BYTES:
-            raise _too_large()
+        raw = stream.read(self.max_bytes + 1)
+        if len(raw) > self.max_bytes:
+            raise BodyTooLarge(f"Request size limit exceeded (max: {self.max_bytes} bytes).")
         try:
             return from_json(raw, allow_inf_nan=False)
         except ValueError as error:
             fault = {"type": "json_invalid", "loc": ["body"], "msg": "JSON decode error", "ctx": {"error": str(error)}}
             raise InvalidBody([fault]) from None
+
+
+class LargeJSONParser(JSONParser):
+    """As long as the server takes."""
+
+    @property
+    def max_bytes(self) -> int:
+        return int(settings.MAX_BODY_BYTES)
 
 
 class OnlyJSON(BaseContentNegotiation):
@@ -72,7 +90,7 @@ class RowView(APIView):
     """A view of rows; closed until a subclass names its permission. `tag` is its heading in the document."""
 
     tag: str
-    parser_classes = (JSONParser,)
+    parser_classes: Sequence[type[BaseParser]] = (JSONParser,)
     renderer_classes = (JSONRenderer,)
     content_negotiation_class = OnlyJSON
     http_method_names = ("get", "post", "patch", "delete")
@@ -82,6 +100,53 @@ class RowView(APIView):
         """What each method may refuse before it is asked."""
         parts = (*cls.authentication_classes, *cls.permission_classes)
         return [refusal for part in parts for refusal in getattr(part, "REFUSALS", ())]
+
+
+class WaitingView(RowView):
+    """A view whose methods may answer a coroutine, which runs when the thread has gone back to others.
+
+    So whoever waits for something else than rows, a model or a worker, holds up nobody.
+    """
+
+    @classmethod
+    def as_view(cls, **options: Any) -> Any:
+        view = super().as_view(**options)
+
+        @wraps(view)  # with what drf-spectacular and Django read from it
+        async def answer(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+            response: HttpResponseBase = await in_thread(view)(request, *args, **kwargs)
+            if isinstance(response, Unfinished):
+                await response.finish(request)
+            return response
+
+        return answer
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """What a method answers whose work goes on after the answer: status 202."""
+
+    content: Any
+
+
+class Unfinished(Response):
+    """An answer whose content is still to come."""
+
+    def __init__(self, work: Awaitable[Any], answered: Callable[[Any], Response]) -> None:
+        super().__init__()
+        self.work = work
+        self.answered = answered
+
+    async def finish(self, request: HttpRequest) -> None:
+        try:
+            found = self.answered(await self.work)
+        except APIError as error:
+            self.data = {"detail": error.detail, **error.extra}
+            self.status_code, headers = error.status, error.headers
+            for name, value in headers.items():
+                self[name] = value
+        else:
+            self.data, self.status_code = found.data, found.status_code
 
 
 Refusal = APIError | Callable[[], APIError]
@@ -97,6 +162,7 @@ def operation(
     status: int | None = None,
     refusals: Sequence[Refusal] = (),
     examples: Mapping[str, Any] | None = None,
+    deprecated: bool = False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Response]]:
     """A method of a RowView that gets path ids, `query` and `body` validated, and answers what `answer` serializes.
 
@@ -110,6 +176,11 @@ def operation(
         def endpoint(view: RowView, request: Request, **path: str) -> Response:
             given = _validated(request, path, query, body)
             content = method(view, request, **given)
+            return Unfinished(content, answered) if isawaitable(content) else answered(content)
+
+        def answered(content: Any) -> Response:
+            if isinstance(content, Accepted):
+                return Response(None if answer is None else answer(content.content).data, status=202)
             return Response(None if answer is None else answer(content).data, status=code)
 
         return describe(
@@ -122,6 +193,7 @@ def operation(
             status=code,
             refusals=_refusals(refusals, body),
             examples=examples or {},
+            deprecated=deprecated,
         )(endpoint)
 
     return decorate
@@ -136,6 +208,7 @@ def listing(
     query: type[PageQuery] = PageQuery,
     refusals: Sequence[Refusal] = (),
     example: Mapping[str, Any] | None = None,
+    deprecated: bool = False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Response]]:
     """A method of a RowView that answers a QuerySet, of which the page asked for is sent. `name` is the list's."""
     envelope = list_of(item, name)
@@ -148,7 +221,15 @@ def listing(
             total, rows = page(method(view, request, **given), given["query"])
             return {"total": total, "offset": given["query"]["offset"], "limit": given["query"]["limit"], "data": rows}
 
-        return operation(summary, id=id, query=query, answer=envelope, refusals=refusals, examples=examples)(paged)
+        return operation(
+            summary,
+            id=id,
+            query=query,
+            answer=envelope,
+            refusals=refusals,
+            examples=examples,
+            deprecated=deprecated,
+        )(paged)
 
     return decorate
 

@@ -4,6 +4,7 @@ from datetime import timedelta
 from typing import Any
 
 import dj_database_url
+from kombu import Queue
 
 from opengate import environment
 from opengate.environment import BASE_DIR
@@ -34,6 +35,12 @@ LOCAL_OCR_SECONDS = ENVIRONMENT.local_ocr_seconds
 OCR_LANGUAGES = ENVIRONMENT.ocr_languages
 PARSING_SECONDS = ENVIRONMENT.parsing_seconds
 PARSING_MEMORY_BYTES = ENVIRONMENT.parsing_memory_bytes
+EMBEDDING_MODEL = ENVIRONMENT.embedding_model
+SEARCH_LANGUAGE = ENVIRONMENT.search_language
+UPLOAD_WAIT_SECONDS = ENVIRONMENT.upload_wait_seconds
+UPLOAD_PATIENCE_SECONDS = ENVIRONMENT.upload_patience_seconds
+INGESTION_LEASE_SECONDS = ENVIRONMENT.ingestion_lease_seconds
+INGESTION_TRIES = ENVIRONMENT.ingestion_tries
 USAGE_QUEUE_RECORDS = ENVIRONMENT.usage_queue_records
 USAGE_RETENTION_DAYS = ENVIRONMENT.usage_retention_days
 RESERVATION_LEASE_SECONDS = ENVIRONMENT.reservation_lease_seconds
@@ -124,6 +131,15 @@ CELERY_BROKER_CHANNEL_ERROR_RETRY = True  # a Redis that dies in the middle of a
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_TASK_ACKS_LATE = True
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
+CELERY_WORKER_PREFETCH_MULTIPLIER = 1
+# Reading and embedding takes minutes: a worker of its own (`-Q documents`) keeps that from what takes milliseconds.
+DOCUMENTS_QUEUE = "documents"
+CELERY_TASK_DEFAULT_QUEUE = "celery"
+CELERY_TASK_QUEUES = [Queue("celery"), Queue(DOCUMENTS_QUEUE)]
+CELERY_TASK_ROUTES = {
+    f"knowledge.tasks.{name}": {"queue": DOCUMENTS_QUEUE}
+    for name in ("ingest_document", "reembed_collection", "index_spaces")
+}
 CELERY_BEAT_SCHEDULE = {
     "drain-usage": {"task": "usage.tasks.drain_usage", "schedule": 1.0, "options": {"expires": 1.0}},
     "recover-reservations": {
@@ -133,6 +149,11 @@ CELERY_BEAT_SCHEDULE = {
     },
     "learn-estimates": {"task": "usage.tasks.learn_estimates", "schedule": 10.0, "options": {"expires": 10.0}},
     "refill-accounts": {"task": "usage.tasks.refill_accounts", "schedule": 60.0, "options": {"expires": 60.0}},
+    "feed-ingestion": {"task": "knowledge.tasks.feed_ingestion", "schedule": 2.0, "options": {"expires": 2.0}},
+    "feed-reembedding": {"task": "knowledge.tasks.feed_reembedding", "schedule": 10.0, "options": {"expires": 10.0}},
+    "tidy-documents": {"task": "knowledge.tasks.tidy", "schedule": 60.0, "options": {"expires": 60.0}},
+    "forget-words": {"task": "knowledge.tasks.forget_words", "schedule": 3600.0, "options": {"expires": 3600.0}},
+    "index-spaces": {"task": "knowledge.tasks.index_spaces", "schedule": 60.0, "options": {"expires": 60.0}},
     "delete-old-usage": {"task": "usage.tasks.delete_old_usage", "schedule": 300.0, "options": {"expires": 300.0}},
 }
 
@@ -172,6 +193,16 @@ LOGIN_REDIRECT_URL = "admin:index"
 LANGUAGE_CODE = "en"
 TIME_ZONE = "UTC"
 USE_TZ = True
+
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.InMemoryStorage"},  # nothing is kept there
+    "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
+    "documents": ENVIRONMENT.document_storage
+    or {
+        "BACKEND": "django.core.files.storage.FileSystemStorage",
+        "OPTIONS": {"location": ENVIRONMENT.var / "documents", "file_permissions_mode": 0o600},
+    },
+}
 
 STATIC_URL = "/static/"
 WHITENOISE_USE_FINDERS = True  # the console's files come straight from the packages; no collectstatic to forget

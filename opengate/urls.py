@@ -17,6 +17,7 @@ urlpatterns = [
     path("v1/", include("accounts.urls")),
     path("v1/", include("routing.urls")),
     path("v1/", include("usage.urls")),
+    path("v1/", include("knowledge.urls")),
     path("v1/", calls.urls),
     path("health", health.live, name="health"),
     path("health/ready", health.ready, name="health-ready"),

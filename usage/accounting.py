@@ -3,10 +3,11 @@
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import reduce
 from types import TracebackType
 from typing import Any, Self
 
@@ -80,6 +81,7 @@ class Call:
         self.tried: frozenset[int] = frozenset()  # providers that failed
         self.ttft_ms: int | None = None
         self.answering = False  # a status 200 is on its way to the caller
+        self.before: Sequence[Mapping[str, Any]] = ()  # usage of calls that were made for this one: a search
         self.estimated_cost: Decimal | None = None  # of a call with a reservation
         self.tokens = Tokens()
         self._settlement: asyncio.Task[None] | None = None
@@ -219,7 +221,7 @@ class Call:
     def usage(self, upstream: Any = None) -> dict[str, Any]:
         """The `usage` object of the answer; what else the provider tells of its tokens stays in it."""
         footprint = self.footprint()
-        return {
+        own = {
             **(upstream if isinstance(upstream, Mapping) else {}),
             "prompt_tokens": self.tokens.prompt,
             "completion_tokens": self.tokens.completion,
@@ -229,6 +231,7 @@ class Call:
             "impacts": footprint.as_impacts(),
             "requests": 1,
         }
+        return {**own, **total([own, *self.before])} if self.before else own
 
     # settlement
 
@@ -328,6 +331,21 @@ class Call:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.settle(*_ending(error, self.answering))
+
+
+def total(usages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The `usage` objects of several calls as one; what else providers tell of their tokens is left out."""
+
+    def summed(*path: str) -> Any:
+        return sum(reduce(lambda found, name: found[name], path, usage) for usage in usages)
+
+    spans = {unit: {end: summed("carbon", unit, end) for end in ("min", "max")} for unit in ("kWh", "kgCO2eq")}
+    return {
+        **{name: summed(name) for name in ("prompt_tokens", "completion_tokens", "total_tokens", "cost")},
+        "carbon": spans,
+        "impacts": {unit: summed("impacts", unit) for unit in ("kWh", "kgCO2eq")},
+        "requests": summed("requests"),
+    }
 
 
 def _in_background(work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":

@@ -115,9 +115,7 @@ _W = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
 def docx(body: str | None = None, *, prolog: str = "", more: dict[str, str | bytes] | None = None) -> bytes:
     """A title, a paragraph, a section with a list and a table, as Word writes them; or what is given as `body`."""
     if body is None:
-        table = "".join(
-            "<w:tr>" + "".join(f"<w:tc>{_word(cell)}</w:tc>" for cell in row) + "</w:tr>" for row in ROWS
-        )
+        table = "".join("<w:tr>" + "".join(f"<w:tc>{_word(cell)}</w:tc>" for cell in row) + "</w:tr>" for row in ROWS)
         body = _word(TITLE, '<w:pStyle w:val="Title"/>') + _word(SENTENCES)
         body += _word(SECTION, '<w:pStyle w:val="Heading2"/>')
         numbering = '<w:numPr><w:ilvl w:val="0"/><w:numId w:val="1"/></w:numPr>'
@@ -149,9 +147,7 @@ def _word(text: str, properties: str = "") -> str:
 
 BOMB_PROLOG = (
     '<?xml version="1.0"?><!DOCTYPE bomb [<!ENTITY a "ha">'
-    + "".join(
-        f'<!ENTITY {name} "{f"&{former};" * 20}">' for former, name in zip("abcdefg", "bcdefgh", strict=True)
-    )
+    + "".join(f'<!ENTITY {name} "{f"&{former};" * 20}">' for former, name in zip("abcdefg", "bcdefgh", strict=True))
     + "]>"
 )
 BOMB_BODY = "<w:p><w:r><w:t>&h;</w:t></w:r></w:p>"

@@ -1,0 +1,434 @@
+"""Collections, documents and chunks as rows, and the search in them, a call."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Coroutine
+from functools import partial
+from typing import Any
+
+from asgiref.sync import async_to_sync
+from django.conf import settings
+from django.core.files.uploadedfile import UploadedFile
+from django.db import IntegrityError, transaction
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse
+from ninja import Router as Routes
+from pydantic_core import to_json
+from rest_framework.parsers import MultiPartParser
+from rest_framework.request import Request
+
+from accounts.authentication import HTTPBearer, caller
+from accounts.models import Permission
+from accounts.permissions import AnyKey
+from accounts.principals import Principal
+from inference.errors import FeatureNotEnabled
+from inference.responses import CallError
+from knowledge import files, ingestion, reembedding, search
+from knowledge import serializers as shapes
+from knowledge.errors import (
+    ChunkNotFound,
+    CollectionNotFound,
+    DocumentNotFound,
+    DocumentUnfinished,
+    NoChunks,
+    PublicCollectionForbidden,
+    Unreadable,
+    VectorizationFailed,
+)
+from knowledge.kinds import kind_of
+from knowledge.models import Chunk, Collection, Document, Space, Status, Visibility
+from knowledge.responses import Searches
+from knowledge.schemas import CreateSearch
+from knowledge.tasks import ingest_document, reembed_collection
+from opengate.errors import BodyTooLarge
+from opengate.rows import Accepted, LargeJSONParser, RowView, WaitingView, listing, operation
+from routing import snapshot
+from routing.errors import ModelNotFound, WrongModelType
+from routing.models import ModelType, Router
+from usage import limits
+
+logger = logging.getLogger(__name__)
+
+CREATED = 1_772_500_000
+COLLECTION = {"object": "collection", "id": 3, "name": "HR", "owner": "ada@example.org", "description": None}
+COLLECTION |= {"visibility": "private", "created": CREATED, "updated": CREATED, "documents": 2}
+COLLECTION |= {"model": "multilingual-e5-small", "next_model": None, "language": "english"}
+DOCUMENT = {"object": "document", "id": 12, "name": "leave.pdf", "collection_id": 3, "created": CREATED, "chunks": 7}
+DOCUMENT |= {"status": "ready", "progress": 1.0, "error": None}
+CHUNK = {"object": "chunk", "id": 0, "collection_id": 3, "document_id": 12, "content": "Leave is asked for in writing."}
+CHUNK |= {"metadata": {"page": 1, "year": 2026}, "created": CREATED}
+
+
+def _router(name: str, principal: Principal) -> Router:
+    """The model of that name; raises ModelNotFound, RouterClosed, or WrongModelType if it does not embed."""
+
+    async def found() -> int:
+        router = (await snapshot.latest()).find(name)
+        (await limits.grants()).of(principal.role_id, router)
+        snapshot.require_type(router, {ModelType.TEXT_EMBEDDINGS_INFERENCE})
+        return router.id
+
+    router = Router.objects.filter(id=async_to_sync(found)()).first()
+    if router is None:
+        raise ModelNotFound
+    return router
+
+
+def _check_visibility(principal: Principal, visibility: str | None) -> None:
+    if visibility == Visibility.PUBLIC and not principal.grants(Permission.CREATE_PUBLIC_COLLECTION):
+        raise PublicCollectionForbidden
+
+
+class Collections(RowView):
+    tag = "Collections"
+    permission_classes = (AnyKey,)
+
+    @operation(
+        "Create a collection",
+        id="create_collection",
+        body=shapes.CollectionRequestSerializer,
+        answer=shapes.CreatedSerializer,
+        status=201,
+        refusals=(PublicCollectionForbidden, ModelNotFound, WrongModelType),
+        examples={"request": {"name": "HR", "visibility": "private"}, "response": {"id": 3}},
+    )
+    def post(self, request: Request, body: dict[str, Any]) -> Collection:
+        """A place for documents, yours. A public one, which everybody can read and search, needs a permission."""
+        principal = caller(request)
+        _check_visibility(principal, body["visibility"])
+        model = body.pop("model")
+        space = Space.objects.of(_router(model, principal)) if model else Space.objects.default()
+        language = body.pop("language") or settings.SEARCH_LANGUAGE
+        return Collection.objects.create(owner_id=principal.user_id, space=space, language=language, **body)
+
+    @listing(
+        "List collections",
+        id="list_collections",
+        item=shapes.CollectionSerializer,
+        name="Collections",
+        query=shapes.CollectionQuery,
+        example=COLLECTION,
+    )
+    def get(self, request: Request, query: dict[str, Any]) -> QuerySet[Collection]:
+        """Your own, and those that are public."""
+        rows = Collection.objects.visible_to(caller(request).user_id).described()
+        return rows.filter(**{name: query[name] for name in ("name", "visibility") if name in query})
+
+
+class OneCollection(RowView):
+    tag = "Collections"
+    permission_classes = (AnyKey,)
+
+    @operation(
+        "Get a collection",
+        id="get_collection",
+        answer=shapes.CollectionSerializer,
+        refusals=(CollectionNotFound,),
+        examples={"response": COLLECTION},
+    )
+    def get(self, request: Request, collection_id: int) -> Collection:
+        """One of your own, or one that is public."""
+        rows = Collection.objects.visible_to(caller(request).user_id).described()
+        collection = rows.filter(id=collection_id).first()
+        if collection is None:
+            raise CollectionNotFound
+        return collection
+
+    @operation(
+        "Change a collection",
+        id="update_collection",
+        body=shapes.CollectionUpdateRequestSerializer,
+        refusals=(CollectionNotFound, PublicCollectionForbidden, ModelNotFound, WrongModelType),
+        examples={"request": {"name": "Human resources"}},
+    )
+    def patch(self, request: Request, collection_id: int, body: dict[str, Any]) -> None:
+        """One of your own. With another `model` it is embedded anew in the background, and searched all the while."""
+        principal = caller(request)
+        changes = {name: value for name, value in body.items() if value is not None}
+        with transaction.atomic():
+            rows = Collection.objects.editable_by(principal.user_id).select_for_update(no_key=True)
+            collection = rows.filter(id=collection_id).first()
+            if collection is None:
+                raise CollectionNotFound
+            _check_visibility(principal, changes.get("visibility"))
+            model = changes.pop("model", None)
+            for name, value in changes.items():
+                setattr(collection, name, value)
+            collection.save()
+            if model and reembedding.begin(collection, _router(model, principal)):
+                transaction.on_commit(partial(_send, reembed_collection, collection.pk))
+
+    @operation("Delete a collection", id="delete_collection", refusals=(CollectionNotFound,))
+    def delete(self, request: Request, collection_id: int) -> None:
+        """One of your own, with all that is in it."""
+        ingestion.delete_collection(Collection.objects.editable_by(caller(request).user_id), collection_id)
+
+
+def _send(task: Any, id: int) -> None:
+    """Queue work; where that fails, the worker finds it by itself a little later."""
+    try:
+        task.delay(id)
+    except task.OperationalError:
+        logger.warning("%s %s waits until Redis is back.", task.name, id)
+
+
+class Documents(WaitingView):
+    tag = "Documents"
+    permission_classes = (AnyKey,)
+    parser_classes = (MultiPartParser,)
+
+    @operation(
+        "Add a document",
+        id="create_document",
+        body=shapes.DocumentFormSerializer,
+        answer=shapes.CreatedSerializer,
+        status=201,
+        refusals=(
+            CollectionNotFound,
+            FeatureNotEnabled,
+            partial(Unreadable, "Parsing document failed."),
+            partial(BodyTooLarge, "File size limit exceeded (max: 20971520 bytes)."),
+            NoChunks,
+            partial(VectorizationFailed, "Model is temporarily unavailable, please try again later."),
+        ),
+        examples={"response": {"id": 12}},
+    )
+    def post(self, request: Request, body: dict[str, Any]) -> Coroutine[Any, Any, Any] | Accepted | Document:
+        """Read a file into one of your collections: parse, split, embed. Answered when the document can be searched;
+        with `Prefer: respond-async` at once, with 202, and `GET /v1/documents/{id}` tells how far it is. Without a file
+        the document is empty, and takes chunks."""
+        collection = _editable(caller(request), body["collection_id"])
+        file = body.get("file")
+        if file is None:
+            return Document.objects.create(
+                collection=collection, name=body["name"], metadata=body["metadata"], status=Status.READY, progress=1
+            )
+        document = _kept(collection, file, body)
+        if "respond-async" in request.headers.get("Prefer", "").lower().replace(",", " ").split():
+            return Accepted(document)
+        return _searchable(document)
+
+    @listing(
+        "List documents",
+        id="list_documents",
+        item=shapes.DocumentSerializer,
+        name="Documents",
+        query=shapes.DocumentQuery,
+        example=DOCUMENT,
+    )
+    def get(self, request: Request, query: dict[str, Any]) -> QuerySet[Document]:
+        """Those of your own collections, and of public ones."""
+        rows = Document.objects.visible_to(caller(request).user_id).described()
+        return rows.filter(**{name: query[name] for name in ("name", "collection_id", "status") if name in query})
+
+
+def _editable(principal: Principal, collection_id: int) -> Collection:
+    rows = Collection.objects.editable_by(principal.user_id).select_related("space__router")
+    collection = rows.filter(id=collection_id).first()
+    if collection is None:
+        raise CollectionNotFound
+    return collection
+
+
+def _kept(collection: Collection, file: UploadedFile, body: dict[str, Any]) -> Document:
+    """The document of a file, stored and queued; raises what can be told of it at once."""
+    if (file.size or 0) > settings.MAX_FILE_BYTES:
+        raise BodyTooLarge(f"File size limit exceeded (max: {settings.MAX_FILE_BYTES} bytes).")
+    if not file.size:
+        raise Unreadable("The file is empty.")
+    name = file.name or "document"
+    kind = kind_of(name, file.content_type or "")
+    if kind is None:
+        raise Unreadable("Unsupported file type.")
+    ingestion.space_of(collection)
+    options = body["options"].as_stored()
+    digest = hashlib.sha256(json.dumps([kind, options], sort_keys=True).encode())
+    for part in file.chunks():
+        digest.update(part)
+
+    def create(stored: str) -> Document:
+        document = Document.objects.create(
+            collection=collection,
+            name=body.get("name") or name[:255],
+            kind=kind,
+            file=stored,
+            size=file.size or 0,
+            fingerprint=digest.hexdigest(),
+            options=options,
+            metadata=body["metadata"],
+        )
+        transaction.on_commit(partial(_send, ingest_document, document.pk))
+        return document
+
+    try:
+        return files.keep(file, name, collection.pk, create)
+    except IntegrityError:
+        raise CollectionNotFound from None
+
+
+async def _searchable(document: Document) -> Any:
+    return document if await ingestion.outcome(document.pk) else Accepted(document)
+
+
+def _document(rows: QuerySet[Document], id: int) -> Document:
+    document = rows.filter(id=id).first()
+    if document is None:
+        raise DocumentNotFound
+    return document
+
+
+class OneDocument(RowView):
+    tag = "Documents"
+    permission_classes = (AnyKey,)
+
+    @operation(
+        "Get a document",
+        id="get_document",
+        answer=shapes.DocumentSerializer,
+        refusals=(DocumentNotFound,),
+        examples={"response": DOCUMENT},
+    )
+    def get(self, request: Request, document_id: int) -> Document:
+        """One of your own collections, or of a public one."""
+        return _document(Document.objects.visible_to(caller(request).user_id).described(), document_id)
+
+    @operation("Delete a document", id="delete_document", refusals=(DocumentNotFound,))
+    def delete(self, request: Request, document_id: int) -> None:
+        """One of your own, with its chunks."""
+        ingestion.delete_document(Document.objects.editable_by(caller(request).user_id), document_id)
+
+
+def _chunks(request: Request, document_id: int) -> QuerySet[Chunk]:
+    """The chunks of a document that the caller may read, in order; raises DocumentNotFound."""
+    document = _document(Document.objects.visible_to(caller(request).user_id), document_id)
+    return Chunk.objects.filter(document=document)
+
+
+def _chunk(request: Request, document_id: int, number: int) -> Chunk:
+    chunk = _chunks(request, document_id).filter(number=number).first()
+    if chunk is None:
+        raise ChunkNotFound
+    return chunk
+
+
+class Chunks(WaitingView):
+    tag = "Chunks"
+    permission_classes = (AnyKey,)
+    parser_classes = (LargeJSONParser,)
+
+    @operation(
+        "Append chunks",
+        id="create_chunks",
+        body=shapes.CreateChunksSerializer,
+        answer=shapes.CreatedChunksSerializer,
+        status=201,
+        refusals=(
+            DocumentNotFound,
+            FeatureNotEnabled,
+            DocumentUnfinished,
+            partial(VectorizationFailed, "Model is temporarily unavailable, please try again later."),
+        ),
+        examples={
+            "request": {"chunks": [{"content": CHUNK["content"], "metadata": {"year": 2026}}]},
+            "response": {"document_id": 12, "ids": [7]},
+        },
+    )
+    def post(self, request: Request, document_id: int, body: dict[str, Any]) -> Coroutine[Any, Any, Any]:
+        """Texts of your own for one of your documents, embedded as they come, on your account."""
+        rows = Document.objects.editable_by(caller(request).user_id).select_related("collection__space__router")
+        document = _document(rows, document_id)
+        if document.status != Status.READY:
+            raise DocumentUnfinished
+        return _appended(caller(request), document, body["chunks"])
+
+    @listing(
+        "List chunks",
+        id="list_chunks",
+        item=shapes.ChunkSerializer,
+        name="Chunks",
+        refusals=(DocumentNotFound,),
+        example=CHUNK,
+    )
+    def get(self, request: Request, document_id: int, query: dict[str, Any]) -> QuerySet[Chunk]:
+        """In the order of the document."""
+        return _chunks(request, document_id)
+
+
+async def _appended(principal: Principal, document: Document, chunks: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"document_id": document.pk, "ids": await ingestion.append(principal, document, chunks)}
+
+
+class OneChunk(RowView):
+    tag = "Chunks"
+    permission_classes = (AnyKey,)
+
+    @operation(
+        "Get a chunk",
+        id="get_chunk",
+        answer=shapes.ChunkSerializer,
+        refusals=(DocumentNotFound, ChunkNotFound),
+        examples={"response": CHUNK},
+    )
+    def get(self, request: Request, document_id: int, chunk_id: int) -> Chunk:
+        """By its number inside the document."""
+        return _chunk(request, document_id, chunk_id)
+
+    @operation("Delete a chunk", id="delete_chunk", refusals=(DocumentNotFound,))
+    def delete(self, request: Request, document_id: int, chunk_id: int) -> None:
+        """By its number, of one of your documents; none of that number is no fault."""
+        ingestion.delete_chunk(Document.objects.editable_by(caller(request).user_id), document_id, chunk_id)
+
+
+class OldChunks(RowView):
+    tag = "Chunks"
+    permission_classes = (AnyKey,)
+
+    @listing(
+        "List chunks",
+        id="list_chunks_deprecated",
+        item=shapes.ChunkSerializer,
+        name="Chunks",
+        refusals=(DocumentNotFound,),
+        example=CHUNK,
+        deprecated=True,
+    )
+    def get(self, request: Request, document: int, query: dict[str, Any]) -> QuerySet[Chunk]:
+        """Use `GET /v1/documents/{document_id}/chunks`."""
+        return _chunks(request, document)
+
+
+class OldChunk(RowView):
+    tag = "Chunks"
+    permission_classes = (AnyKey,)
+
+    @operation(
+        "Get a chunk",
+        id="get_chunk_deprecated",
+        answer=shapes.ChunkSerializer,
+        refusals=(DocumentNotFound, ChunkNotFound),
+        examples={"response": CHUNK},
+        deprecated=True,
+    )
+    def get(self, request: Request, document: int, chunk: int) -> Chunk:
+        """Use `GET /v1/documents/{document_id}/chunks/{chunk_id}`."""
+        return _chunk(request, document, chunk)
+
+
+routes = Routes(auth=HTTPBearer())
+
+
+@routes.post(
+    "/search",
+    response={200: Searches, **dict.fromkeys((400, 401, 403, 404, 413, 422, 429, 500, 503), CallError)},
+    summary="Search documents",
+    operation_id="search",
+    tags=["Search"],
+)
+async def create_search(request: HttpRequest, body: CreateSearch) -> HttpResponse:
+    """Chunks that fit the query, best first, out of what you may read."""
+    principal: Principal = request.auth  # type: ignore[attr-defined]
+    request_id: str = request.id  # type: ignore[attr-defined]
+    results, usage = await search.find(principal, body.query_for(body.query), request_id)
+    content = {"object": "list", "data": [result.as_search() for result in results], "usage": usage}
+    return HttpResponse(to_json(content, inf_nan_mode="null"), content_type="application/json")

@@ -1,0 +1,64 @@
+"""Texts to vectors, by the gateway's road: admitted, metered and paid like any other call."""
+
+import asyncio
+import math
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
+
+from accounts.principals import Principal
+from inference import gateway
+from knowledge.errors import CollectionModelGone, ModelAnswersOtherSize, VectorizationFailed
+from knowledge.models import Space
+from opengate.request_id import new_request_id
+from routing.models import Router
+from usage.accounting import Call
+from usage.models import Endpoint
+
+T = TypeVar("T")
+
+BATCH = 32  # texts a call
+Vector = list[float]
+
+
+async def embed(principal: Principal, space: Space, texts: Sequence[str]) -> list[Vector]:
+    """One vector of unit length for each text, in order; BATCH texts at most. `space.router` must be loaded.
+
+    Raises what stands in a call's way, CollectionModelGone when the space has no model any more, and
+    ModelAnswersOtherSize when its vectors are not of this space. A space without dimensions takes these.
+    """
+    call = Call(principal, Endpoint.EMBEDDINGS, new_request_id())
+    answer = await gateway.embed(call, {"model": model_of(space).name, "input": list(texts)})
+    return vectors_in(answer, space)
+
+
+def model_of(space: Space) -> Router:
+    if space.router is None:
+        raise CollectionModelGone
+    return space.router
+
+
+def vectors_in(answer: dict[str, Any], space: Space) -> list[Vector]:
+    """The vectors of an answer of `gateway.embed`, of unit length; raises ModelAnswersOtherSize."""
+    vectors = [_unit(row["embedding"]) for row in answer["data"]]
+    if space.dimensions is not None and len(vectors[0]) != space.dimensions:
+        raise ModelAnswersOtherSize(len(vectors[0]), space.dimensions)
+    return vectors
+
+
+def _unit(vector: Vector) -> Vector:
+    length = math.hypot(*vector)
+    if not (math.isfinite(length) and length > 0):
+        raise VectorizationFailed("The model answered a vector without a direction.")
+    return [number / length for number in vector]
+
+
+def in_loop(work: Coroutine[Any, Any, T]) -> T:
+    """What async work answers, for a worker or command: in an event loop of its own that leaves nothing open."""
+
+    async def run() -> T:
+        try:
+            return await work
+        finally:
+            await gateway.wind_down()
+
+    return asyncio.run(run())

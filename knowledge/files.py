@@ -1,0 +1,50 @@
+"""Uploaded files, in Django's storage `documents`; none is left behind by a document that is gone, or never came."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import PurePath
+from typing import Any, TypeVar
+from uuid import uuid4
+
+from django.core.files.storage import Storage, storages
+from django.db import transaction
+from django.utils import timezone
+
+from knowledge.models import DiscardedFile
+
+T = TypeVar("T")
+
+UNCLAIMED = timedelta(days=1)  # longer than any upload takes
+FILES_AT_A_TIME = 1000
+
+
+def storage() -> Storage:
+    return storages["documents"]
+
+
+def keep(content: Any, name: str, collection_id: int, then: Callable[[str], T]) -> T:
+    """Store a file and call `then` with its name in the storage; the file stays if that commits."""
+    suffix = PurePath(name).suffix.lower()[:16]
+    file = f"{collection_id}/{uuid4().hex}{suffix if suffix[1:].isalnum() and suffix.isascii() else ''}"
+    note = DiscardedFile.objects.create(file=file, due=timezone.now() + UNCLAIMED)
+    saved = storage().save(file, content)
+    if saved != file:  # a storage that renames
+        DiscardedFile.objects.filter(pk=note.pk).update(file=saved)
+    with transaction.atomic():
+        answer = then(saved)
+        note.delete()
+    return answer
+
+
+def opened(file: str) -> Any:
+    """The file as a binary stream; raises FileNotFoundError."""
+    return storage().open(file, "rb")
+
+
+def delete_discarded() -> int:
+    """Delete files that nobody needs; how many. One that cannot be deleted is tried again the next time."""
+    due = DiscardedFile.objects.filter(due__lte=timezone.now()).order_by("pk")
+    for note in (found := list(due[:FILES_AT_A_TIME])):
+        storage().delete(note.file)
+        note.delete()
+    return len(found)

@@ -1,0 +1,158 @@
+"""Another model for a collection, without an outage: new vectors beside the old ones, then one switch."""
+
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime, timedelta
+
+from django.conf import settings
+from django.db import connection, transaction
+from django.db.models import Q, QuerySet
+from django.utils import timezone
+
+from accounts import principals
+from knowledge.embedding import BATCH, Vector, embed, in_loop
+from knowledge.ingestion import copy_vectors, take_dimensions
+from knowledge.models import Chunk, Collection, Space
+from opengate.database import commit, in_thread
+from opengate.errors import APIError
+from routing.models import Router
+
+# How much of a collection has a vector in its next space, from 0 to 1, and of how many chunks.
+Progress = Callable[[int, int], None]
+
+
+def begin(collection: Collection, router: Router, *, fresh: bool = False) -> bool:
+    """Set out for the model's space; False when the collection is there already. Run it on a locked row.
+
+    An empty collection is there at once. With `fresh` the space is new, for a model that is no longer what it was.
+    """
+    space = Space.objects.create(router=router) if fresh else Space.objects.of(router)
+    is_there = space == collection.space or not collection.chunks
+    if collection.next_space is not None and collection.next_space != space:
+        _leave(collection, collection.next_space)  # half way to somewhere else
+    if is_there:
+        collection.space, collection.next_space = space, None
+    else:
+        collection.next_space = space
+    collection.save(update_fields=["space", "next_space", "previous_space", "switched"])
+    return not is_there
+
+
+def _leave(collection: Collection, space: Space | None) -> None:
+    """Searches under way may still need the vectors of a space; after a while they are deleted."""
+    collection.previous_space, collection.switched = space, timezone.now()
+
+
+def waiting(collections: QuerySet[Collection]) -> list[int]:
+    """Ids of those that are on their way, and that nobody works on."""
+    return list(collections.filter(_is_free(), next_space__isnull=False).order_by("id").values_list("id", flat=True))
+
+
+def _is_free() -> Q:
+    return Q(lease_expires__isnull=True) | Q(lease_expires__lt=timezone.now())
+
+
+def reembed(id: int, on_progress: Progress = lambda done, total: None) -> bool:
+    """Embed what the next space lacks, then switch; True once that is done, False when it is none of ours.
+
+    May be broken off and begun again anywhere. Raises what stands in the way of embedding.
+    """
+    if not Collection.objects.filter(_is_free(), id=id, next_space__isnull=False).update(lease_expires=_lease()):
+        return False
+    try:
+        while not (is_done := _switched(id)):
+            if not in_loop(_fill(id, on_progress)):
+                break
+        return bool(is_done)
+    finally:
+        Collection.objects.filter(id=id).update(lease_expires=None)
+
+
+def _lease() -> datetime:
+    seconds = max(settings.INGESTION_LEASE_SECONDS, 60)  # a batch may take a model that long
+    return timezone.now() + timedelta(seconds=seconds)
+
+
+async def _fill(id: int, on_progress: Progress) -> bool:
+    """One pass over the chunks without a vector in the next space; False when there is no next space any more."""
+    last, total = 0, 0
+    while True:
+        found = await in_thread(_lacking)(id, last)
+        if found is None:
+            return False
+        collection, space, chunks = found
+        if not chunks:
+            return True
+        principal = await principals.of_user(collection.owner_id)
+        vectors = await embed(principal, space, [content for _, content in chunks])
+        last = chunks[-1][0]
+        done, total = await in_thread(_keep)(collection, space, [id for id, _ in chunks], vectors)
+        on_progress(done, total)
+
+
+def _lacking(id: int, after: int) -> tuple[Collection, Space, list[tuple[int, str]]] | None:
+    """The next chunks, by id, that have no vector in the next space; None when the collection no longer goes there."""
+    collection = Collection.objects.select_related("next_space__router").filter(id=id).first()
+    if collection is None or collection.next_space is None:
+        return None
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            SELECT id, content FROM knowledge_chunk chunk
+            WHERE collection_id = %s AND id > %s AND NOT EXISTS (
+              SELECT FROM knowledge_embedding WHERE chunk_id = chunk.id AND space_id = %s
+            ) ORDER BY id LIMIT %s
+            """,
+            [id, after, collection.next_space.pk, BATCH],
+        )
+        return collection, collection.next_space, cursor.fetchall()
+
+
+def _keep(collection: Collection, space: Space, ids: Sequence[int], vectors: Iterable[Vector]) -> tuple[int, int]:
+    """Store vectors of the chunks that still exist; how many the space has now, and how many chunks there are."""
+
+    def kept() -> tuple[int, int]:
+        there = set(Chunk.objects.select_for_update(no_key=True).filter(id__in=ids).values_list("id", flat=True))
+        rows = [(id, space.pk, collection.pk, vector) for id, vector in zip(ids, vectors, strict=True) if id in there]
+        take_dimensions(space, {len(row[-1]) for row in rows})
+        copy_vectors("knowledge_embedding (chunk_id, space_id, collection_id, embedding)", "int8 int8 int8", rows)
+        Collection.objects.filter(id=collection.pk).update(lease_expires=_lease())
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT count(*) FROM knowledge_embedding WHERE collection_id = %s AND space_id = %s",
+                [collection.pk, space.pk],
+            )
+            done = cursor.fetchone()[0]
+        return done, Chunk.objects.filter(collection=collection).count()
+
+    return commit(kept)
+
+
+def _switched(id: int) -> bool | None:
+    """Search the next space from now on; False when it lacks a vector, None when there is none to switch to."""
+    with transaction.atomic():
+        collection = Collection.objects.select_for_update(no_key=True).filter(id=id).first()
+        if collection is None or collection.next_space is None:
+            return None
+        with connection.cursor() as cursor:
+            cursor.execute(
+                """
+                SELECT EXISTS (
+                  SELECT FROM knowledge_chunk chunk WHERE collection_id = %s AND NOT EXISTS (
+                    SELECT FROM knowledge_embedding WHERE chunk_id = chunk.id AND space_id = %s
+                  )
+                )
+                """,
+                [id, collection.next_space.pk],
+            )
+            if cursor.fetchone()[0]:
+                return False
+        space = collection.next_space
+        _leave(collection, collection.space)
+        collection.space, collection.next_space = space, None
+        collection.save(update_fields=["space", "next_space", "previous_space", "switched"])
+        return True
+
+
+def may_heal(error: APIError) -> bool:
+    """Whether to try again later."""
+    return error.status in {408, 425, 429, 500, 502, 503, 504}

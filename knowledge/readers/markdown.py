@@ -4,13 +4,15 @@ import re
 from collections.abc import Iterable, Sequence
 
 _UNWANTED = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
-_TRAILING_SPACE = re.compile(r"[ \t\xa0]+$", re.MULTILINE)
+_FIXED_SPACE = re.compile("[\xa0\u2007\u202f]")
+_TRAILING_SPACE = re.compile(r"[ \t]+$", re.MULTILINE)
 _EMPTY_LINES = re.compile(r"\n{3,}")
 
 
 def clean(text: str) -> str:
     """Without characters that no text has (NUL, halves of pairs), space at ends of lines, and rows of empty lines."""
     text = _UNWANTED.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
+    text = _FIXED_SPACE.sub(" ", text)  # French typography is full of them, and whoever searches types none
     return _EMPTY_LINES.sub("\n\n", _TRAILING_SPACE.sub("", text)).strip("\n")
 
 

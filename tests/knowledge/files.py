@@ -3,20 +3,21 @@
 import io
 import zipfile
 import zlib
+from collections.abc import Mapping, Sequence
 from email.message import EmailMessage
 from xml.sax.saxutils import escape
 
 from odfdo import Document, Header, List, Paragraph, Table
-from openpyxl import Workbook
+from openpyxl.workbook.workbook import Workbook
 from pptx import Presentation
 from pptx.util import Cm
 from reportlab.lib import colors
 from reportlab.lib.pagesizes import A4
 from reportlab.lib.styles import getSampleStyleSheet
-from reportlab.pdfgen.canvas import Canvas
-from reportlab.platypus import ListFlowable, ListItem, PageBreak, SimpleDocTemplate
 from reportlab.platypus import Paragraph as PdfParagraph
+from reportlab.platypus import SimpleDocTemplate
 from reportlab.platypus import Table as PdfTable
+from reportlab.platypus.flowables import ListFlowable, ListItem, PageBreak
 
 TITLE = "Arrêté préfectoral"
 SECTION = "Où déposer sa demande"
@@ -56,22 +57,12 @@ def pdf() -> bytes:
     return buffer.getvalue()
 
 
-def long_pdf(pages: int) -> bytes:
-    buffer = io.BytesIO()
-    canvas = Canvas(buffer)
-    for number in range(pages):
-        canvas.drawString(72, 720, f"Page {number + 1}.")
-        canvas.showPage()
-    canvas.save()
-    return buffer.getvalue()
-
-
-def raw_pdf(content: bytes, *, box: str = "0 0 595 842") -> bytes:
-    """One page whose content stream is packed once more than it is worth."""
+def raw_pdf(content: bytes, *, box: str = "0 0 595 842", pages: int = 1) -> bytes:
+    """A page with this content, packed; or the same page many times."""
     packed = zlib.compress(content, 9)
     objects = (
         b"<< /Type /Catalog /Pages 2 0 R >>",
-        b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
+        f"<< /Type /Pages /Kids [{'3 0 R ' * pages}] /Count {pages} >>",
         f"<< /Type /Page /Parent 2 0 R /MediaBox [{box}] /Contents 4 0 R /Resources << /Font << /F1 5 0 R >> >> >>",
         b"<< /Length %d /Filter /FlateDecode >>\nstream\n%s\nendstream" % (len(packed), packed),
         b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
@@ -98,7 +89,7 @@ def html() -> bytes:
     ).encode()
 
 
-def packed(parts: dict[str, str | bytes]) -> bytes:
+def packed(parts: Mapping[str, str | bytes]) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in parts.items():
@@ -171,7 +162,7 @@ def pptx() -> bytes:
     return buffer.getvalue()
 
 
-def xlsx(*sheets: tuple[str, list[tuple[object, ...]]]) -> bytes:
+def xlsx(*sheets: tuple[str, Sequence[tuple[object, ...]]]) -> bytes:
     workbook = Workbook()
     workbook.remove(workbook.active)
     for title, rows in sheets:

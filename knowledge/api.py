@@ -193,6 +193,7 @@ class Documents(WaitingView):
             partial(VectorizationFailed, "Model is temporarily unavailable, please try again later."),
         ),
         examples={"response": {"id": 12}},
+        may_accept=True,
     )
     def post(self, request: Request, body: dict[str, Any]) -> Coroutine[Any, Any, Any] | Accepted | Document:
         """Read a file into one of your collections: parse, split, embed. Answered when the document can be searched;

@@ -108,8 +108,10 @@ def describe(
     refusals: Iterable[APIError],
     examples: Mapping[str, Any],
     deprecated: bool,
+    may_accept: bool,
 ) -> Any:
     """A decorator that attaches the description to a method; `examples` holds a `request` and a `response`."""
+    accepted = {202: OpenApiResponse(answer, description="It goes on after the answer.")} if may_accept else {}
     done = OpenApiResponse(answer, description="Done." if answer is None else "The answer.")
     invalid = OpenApiResponse(
         HTTPValidationErrorSerializer,
@@ -130,7 +132,7 @@ def describe(
         description=description or f"{summary}.",
         parameters=[query] if query else None,
         request=body,
-        responses={status: done, 422: invalid, **refused(refusals)},
+        responses={status: done, **accepted, 422: invalid, **refused(refusals)},
         examples=shown,
     )
 

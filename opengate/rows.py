@@ -163,11 +163,12 @@ def operation(
     refusals: Sequence[Refusal] = (),
     examples: Mapping[str, Any] | None = None,
     deprecated: bool = False,
+    may_accept: bool = False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Response]]:
     """A method of a RowView that gets path ids, `query` and `body` validated, and answers what `answer` serializes.
 
     Faults of path, query and body are answered together, as 422. `status` is 200, or 204 where there is no `answer`.
-    `refusals` are documented; `examples` holds a `request` and a `response`.
+    `refusals` are documented; `examples` holds a `request` and a `response`. With `may_accept` some are answered 202.
     """
     code = status or (200 if answer else 204)
 
@@ -194,6 +195,7 @@ def operation(
             refusals=_refusals(refusals, body),
             examples=examples or {},
             deprecated=deprecated,
+            may_accept=may_accept,
         )(endpoint)
 
     return decorate

@@ -35,7 +35,9 @@ class Server:
 
     def __init__(self, kind: str | None = None, **extra: str) -> None:
         self.kind = kind or os.environ.get("OPENGATE_TEST_SERVER", "uvicorn")
-        self.extra = {"OPENGATE_DATABASE_POOL": "10", "OPENGATE_LOG_LEVEL": "WARNING"} | extra
+        # An upload waits for a worker, which most tests have none of.
+        usual = {"OPENGATE_DATABASE_POOL": "10", "OPENGATE_LOG_LEVEL": "WARNING", "OPENGATE_UPLOAD_WAIT_SECONDS": "0.1"}
+        self.extra = usual | extra
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None

@@ -157,15 +157,6 @@ def test_a_closed_model_gets_403(as_ada, router, chat, value, records):
     assert records(0) == []
 
 
-@pytest.mark.parametrize(
-    "fields", [{"tools": [{"type": "search"}]}, {"search": True, "search_args": {"collection_ids": [1]}}]
-)
-def test_search_is_not_enabled_yet(as_ada, router, chat, fields):
-    response = chat(as_ada, **fields)
-    assert response.status_code == 403
-    assert response.json()["detail"] == "Search build-in tool is not enabled, please contact an administrator."
-
-
 def test_search_without_arguments_gets_422(as_ada, router, chat):
     assert "search_args is required when search is True" in chat(as_ada, search=True).text
 

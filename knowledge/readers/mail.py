@@ -16,7 +16,7 @@ def read(document: bytes, options: Options) -> Iterator[Part]:
     if not any(name in message for name in ("From", "Date", "Subject", "Received")):
         raise Refused("The file is not an e-mail message.")
     lines = [f"{name}: {message[name]}" for name in _SHOWN if message[name]]
-    names = [name for part in message.iter_attachments() if (name := part.get_filename())]
+    names = [" ".join(name.split()) for part in message.iter_attachments() if (name := part.get_filename())]
     attached = f"Attachments: {', '.join(names)}" if names else ""
     yield Part(blocks([heading(str(message["Subject"] or ""), 1), "  \n".join(lines), _text(message), attached]))
 

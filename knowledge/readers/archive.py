@@ -80,8 +80,8 @@ class _Prolog:
         try:
             self.parser.Parse(chunk)
         except expat.ExpatError:
-            self.is_over = True
-            return not self.is_xml and not self.has_entities
+            began, self.is_over = self.is_over, True
+            return (began or not self.is_xml) and not self.has_entities
         return not self.has_entities
 
     def _entity(self, *arguments: object) -> None:

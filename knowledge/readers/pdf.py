@@ -28,6 +28,7 @@ TABLE_PAGE_SECONDS, TABLES_SECONDS = 5.0, 20.0
 
 _BROKEN = (pypdfium2.PdfiumError, ValueError, ArithmeticError, OSError)  # what odd pages end in
 _BULLET = re.compile(r"^[•‣▪●◦∙·■□–—\uf0b7\uf0a7*-]\s+(?=\S)")
+_LIKE_HEADING = re.compile(r"^#{1,6}\s")
 _NUMBER = re.compile(r"^(?:\d{1,3}|[a-zA-Z])[.)]\s+\S")
 _SENTENCE_END = (".", "!", "?", ":", ";", "»", ")")
 
@@ -196,7 +197,9 @@ class _Block:
 
     def __str__(self) -> str:
         text = "".join(self.texts)
-        return heading(text, self.level) if self.level else text
+        if self.level:
+            return heading(text, self.level)
+        return f"\\{text}" if _LIKE_HEADING.match(text) else text
 
     def add(self, line: Line) -> None:
         former = self.texts[-1]

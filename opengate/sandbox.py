@@ -7,6 +7,7 @@ standard library alone, and is run by its path: as a part of its package it woul
 """
 
 import ctypes
+import errno
 import json
 import os
 import resource
@@ -28,8 +29,13 @@ GRACE_SECONDS = 2
 KEPT_VARIABLES = ("PATH", "TESSDATA_PREFIX", "LD_LIBRARY_PATH")
 OPEN_FILES = 128
 
-_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
+_PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 22, 38
+_SECCOMP_MODE_FILTER = 2
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
+_SYSTEM_CALLS = {  # its number for a filter, and those of socket and io_uring_setup
+    "x86_64": (0xC000003E, 41, 425),
+    "aarch64": (0xC00000B7, 198, 425),
+}
 
 
 class OutOfTime(Exception):
@@ -128,7 +134,8 @@ def _received(output: Any, deadline: float, max_bytes: int) -> Generator[bytes |
 def confine(seconds: int, memory_bytes: int) -> None:
     """From here on this process, and those it starts, have little: limits hold, and there is no network.
 
-    Where the kernel lets us, the process gets an empty network of its own; everywhere, Python opens no socket.
+    Where the kernel lets us, it refuses sockets (those of our own servers on this machine, too) and gives the process
+    an empty network of its own; everywhere, Python refuses them.
     """
     for limit, soft, hard in (
         (resource.RLIMIT_CPU, seconds, seconds + 1),
@@ -141,12 +148,46 @@ def confine(seconds: int, memory_bytes: int) -> None:
     os.environ["OMP_THREAD_LIMIT"] = "1"
     libc = ctypes.CDLL(None)
     with suppress(AttributeError):  # it is Linux that has these
+        libc.prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
         libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         # Root needs no user namespace, and would lose in it the right to read what belongs to others.
         if libc.unshare(_CLONE_NEWNET) != 0:
             libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET)
+        _filter_system_calls(libc)
     sys.addaudithook(_refuse_sockets)
+
+
+class _Instruction(ctypes.Structure):
+    _fields_ = [("code", ctypes.c_ushort), ("jt", ctypes.c_ubyte), ("jf", ctypes.c_ubyte), ("k", ctypes.c_uint)]
+
+
+class _Program(ctypes.Structure):
+    _fields_ = [("len", ctypes.c_ushort), ("filter", ctypes.POINTER(_Instruction))]
+
+
+def _filter_system_calls(libc: ctypes.CDLL) -> None:
+    """A seccomp filter without which native code could still reach what listens on this machine's Unix sockets."""
+    known = _SYSTEM_CALLS.get(os.uname().machine)
+    if known is None or sys.maxsize < 2**32:
+        return
+    architecture, socket, io_uring_setup = known
+    load, equals, at_least, answer = 0x20, 0x15, 0x35, 0x06
+    instructions = (
+        (load, 0, 0, 4),  # the architecture
+        (equals, 1, 0, architecture),
+        (answer, 0, 0, 0x80000000),  # another one has other numbers: end the process
+        (load, 0, 0, 0),  # the number of the call
+        (equals, 3, 0, socket),
+        (equals, 2, 0, io_uring_setup),
+        (at_least, 1, 0, 0x40000000),  # a second set of numbers on x86-64
+        (answer, 0, 0, 0x7FFF0000),  # allow
+        (answer, 0, 0, 0x00050000 | errno.EACCES),
+    )
+    program = _Program(
+        len(instructions), (_Instruction * len(instructions))(*(_Instruction(*values) for values in instructions))
+    )
+    libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(program), 0, 0)
 
 
 def _refuse_sockets(event: str, arguments: tuple[Any, ...]) -> None:

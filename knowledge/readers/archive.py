@@ -19,18 +19,18 @@ _PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _TOO_MUCH = "The document has too much in it."
 
 
-def opened(document: bytes, name: str, part: str, content: str, *, allows_doctype: bool = False) -> zipfile.ZipFile:
+def opened(document: bytes, name: str, part: str, content: str, *, allows_entities: bool = False) -> zipfile.ZipFile:
     """The archive, once all in it is counted; `part` of it must match the pattern `content`, else it is no `name`.
 
-    Raises Refused. XML with a document type definition is refused where no such format has one: entities are declared
-    there, and a few lines of them unfold to gigabytes.
+    Raises Refused. XML that declares entities is refused: no such format has any, and a few lines of them unfold to
+    gigabytes. Only whoever reads no part as XML that unfolds them may allow them.
     """
     no_such = Refused(f"The file is not {_article(name)} {name} document.")
     if document.startswith(_OLD_OFFICE) and "EncryptedPackage".encode("utf-16-le") in document:
         raise Refused("The document is protected by a password.")
     try:
         archive = zipfile.ZipFile(io.BytesIO(document))
-        _count(archive, len(document), no_such, allows_doctype)
+        _count(archive, len(document), no_such, allows_entities)
         head = archive.read(part).decode("utf-8", "replace") if part in archive.NameToInfo else ""
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError):
         raise no_such from None
@@ -39,7 +39,7 @@ def opened(document: bytes, name: str, part: str, content: str, *, allows_doctyp
     return archive
 
 
-def _count(archive: zipfile.ZipFile, packed_bytes: int, no_such: Refused, allows_doctype: bool) -> None:
+def _count(archive: zipfile.ZipFile, packed_bytes: int, no_such: Refused, allows_entities: bool) -> None:
     """Unpack everything once, keeping nothing: sizes in a directory may be lies."""
     entries = archive.infolist()
     if len(entries) > MAX_ENTRIES or sum(entry.file_size for entry in entries) > MAX_BYTES:
@@ -50,7 +50,7 @@ def _count(archive: zipfile.ZipFile, packed_bytes: int, no_such: Refused, allows
             raise Refused("The document is protected by a password.")
         if entry.compress_type not in _PACKINGS:
             raise no_such
-        prolog = None if allows_doctype else _Prolog(is_xml=entry.filename.lower().endswith((".xml", ".rels")))
+        prolog = None if allows_entities else _Prolog(is_xml=entry.filename.lower().endswith((".xml", ".rels")))
         with archive.open(entry) as file:
             while chunk := file.read(_CHUNK_BYTES):
                 unpacked += len(chunk)
@@ -67,25 +67,25 @@ class _Prolog:
 
     def __init__(self, *, is_xml: bool) -> None:
         self.is_xml = is_xml
-        self.has_doctype = False
+        self.has_entities = False
         self.is_over = False
         self.parser = expat.ParserCreate()
-        self.parser.StartDoctypeDeclHandler = self._doctype
+        self.parser.EntityDeclHandler = self._entity
         self.parser.StartElementHandler = self._element
 
     def accepts(self, chunk: bytes) -> bool:
-        """False as soon as there is a document type, or what is named XML does not begin like it."""
+        """False as soon as an entity is declared, or what is named XML does not begin like it."""
         if self.is_over:
             return True
         try:
             self.parser.Parse(chunk)
         except expat.ExpatError:
-            self.is_over = True
-            return not self.is_xml and not self.has_doctype
-        return not self.has_doctype
+            began, self.is_over = self.is_over, True
+            return (began or not self.is_xml) and not self.has_entities
+        return not self.has_entities
 
-    def _doctype(self, *arguments: object) -> None:
-        self.has_doctype = self.is_over = True
+    def _entity(self, *arguments: object) -> None:
+        self.has_entities = self.is_over = True
 
     def _element(self, *arguments: object) -> None:
         self.is_over = True

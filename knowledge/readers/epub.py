@@ -16,7 +16,7 @@ _CHAPTERS = ("application/xhtml+xml", "text/html")
 
 
 def read(document: bytes, options: Options) -> Iterator[Part]:
-    archive = opened(document, "EPUB", CONTAINER, "rootfile", allows_doctype=True)
+    archive = opened(document, "EPUB", CONTAINER, "rootfile", allows_entities=True)
     locked = _locked(archive)
     chapters = [name for name in _spine(archive) if name in archive.NameToInfo]
     if locked.intersection(chapters):

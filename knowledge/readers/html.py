@@ -8,7 +8,7 @@ from bs4 import BeautifulSoup, XMLParsedAsHTMLWarning
 from markdownify import MarkdownConverter
 
 from knowledge.readers import Options, Part
-from knowledge.readers.markdown import clean
+from knowledge.readers.markdown import clean, unescaped
 from knowledge.readers.text import decoded
 
 _CHARSET = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?([A-Za-z0-9_:-]{1,40})""", re.IGNORECASE)
@@ -46,7 +46,7 @@ def _main(html: str, whole: str) -> str:
         return whole
     if _HEADING.search(whole) and not _HEADING.search(found):
         return whole
-    return _TABLE.sub(_ruled, clean(found))
+    return _TABLE.sub(_ruled, unescaped(clean(found)))
 
 
 def _ruled(match: re.Match[str]) -> str:

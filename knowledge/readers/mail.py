@@ -15,10 +15,17 @@ def read(document: bytes, options: Options) -> Iterator[Part]:
     message = email.message_from_bytes(document, policy=email.policy.default)
     if not any(name in message for name in ("From", "Date", "Subject", "Received")):
         raise Refused("The file is not an e-mail message.")
-    lines = [f"{name}: {message[name]}" for name in _SHOWN if message[name]]
-    names = [name for part in message.iter_attachments() if (name := part.get_filename())]
+    lines = [f"{name}: {value}" for name in _SHOWN if (value := _header(message, name))]
+    names = [" ".join(name.split()) for part in message.iter_attachments() if (name := part.get_filename())]
     attached = f"Attachments: {', '.join(names)}" if names else ""
-    yield Part(blocks([heading(str(message["Subject"] or ""), 1), "  \n".join(lines), _text(message), attached]))
+    yield Part(blocks([heading(_header(message, "Subject"), 1), "  \n".join(lines), _text(message), attached]))
+
+
+def _header(message: EmailMessage, name: str) -> str:
+    try:
+        return " ".join(str(message[name] or "").split())
+    except Exception:  # the library stumbles over some addresses that are none; the text is there all the same
+        return ""
 
 
 def _text(message: EmailMessage) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 
 _UNWANTED = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 _FIXED_SPACE = re.compile("[\xa0\u2007\u202f]")
+_ESCAPE = re.compile(r"\\([-_*+.!(){}\[\]<>~`])")
 _TRAILING_SPACE = re.compile(r"[ \t]+$", re.MULTILINE)
 _EMPTY_LINES = re.compile(r"\n{3,}")
 
@@ -14,6 +15,11 @@ def clean(text: str) -> str:
     text = _UNWANTED.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
     text = _FIXED_SPACE.sub(" ", text)  # French typography is full of them, and whoever searches types none
     return _EMPTY_LINES.sub("\n\n", _TRAILING_SPACE.sub("", text)).strip("\n")
+
+
+def unescaped(text: str) -> str:
+    """Without the backslashes some libraries put before every sign: nobody who searches types them."""
+    return _ESCAPE.sub(r"\1", text)
 
 
 def heading(text: str, level: int) -> str:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from math import hypot
+from math import hypot, isfinite
 from typing import Any
 
 import pypdfium2
@@ -26,7 +26,9 @@ MIN_RULING_SEGMENTS, MAX_RULING_SEGMENTS = 12, 5000  # fewer are no table, more 
 MAX_TABLE_CHARACTERS = 15_000  # of a page that is searched for tables
 TABLE_PAGE_SECONDS, TABLES_SECONDS = 5.0, 20.0
 
+_BROKEN = (pypdfium2.PdfiumError, ValueError, ArithmeticError, OSError)  # what odd pages end in
 _BULLET = re.compile(r"^[•‣▪●◦∙·■□–—\uf0b7\uf0a7*-]\s+(?=\S)")
+_LIKE_HEADING = re.compile(r"^#{1,6}\s")
 _NUMBER = re.compile(r"^(?:\d{1,3}|[a-zA-Z])[.)]\s+\S")
 _SENTENCE_END = (".", "!", "?", ":", ";", "»", ")")
 
@@ -41,7 +43,7 @@ def read(document: bytes, options: Options) -> Iterator[Part]:
     for index in range(count):
         try:
             markdown = _page(pdf, index, sizes, tables, scans)
-        except (pypdfium2.PdfiumError, ValueError, OSError):  # one bad page is no reason to lose the others
+        except _BROKEN:  # one bad page is no reason to lose the others
             failures, markdown = failures + 1, ""
         has_text = has_text or bool(markdown)
         yield Part(markdown, index + 1, count)
@@ -143,8 +145,8 @@ def _size(text_page: Any, index: int) -> float:
     """Of a letter as it is seen: fonts of one point are often scaled up."""
     matrix = PDFIUM.FS_MATRIX()
     PDFIUM.FPDFText_GetMatrix(text_page, index, matrix)
-    scale = hypot(matrix.c, matrix.d) or 1.0
-    return float(PDFIUM.FPDFText_GetFontSize(text_page, index)) * scale
+    size = float(PDFIUM.FPDFText_GetFontSize(text_page, index)) * (hypot(matrix.c, matrix.d) or 1.0)
+    return size if isfinite(size) else 0.0
 
 
 # Headings and paragraphs
@@ -166,7 +168,7 @@ class Sizes:
                 for line in lines_of(page):
                     characters[_rounded(line.size)] += len(line.text)
                 page.close()
-            except pypdfium2.PdfiumError:
+            except _BROKEN:
                 continue
         body = characters.most_common(1)[0][0] if characters else 0.0
         return cls(body, tuple(sorted((size for size in characters if size >= body * HEADING_SIZE), reverse=True)))
@@ -195,7 +197,9 @@ class _Block:
 
     def __str__(self) -> str:
         text = "".join(self.texts)
-        return heading(text, self.level) if self.level else text
+        if self.level:
+            return heading(text, self.level)
+        return f"\\{text}" if _LIKE_HEADING.match(text) else text
 
     def add(self, line: Line) -> None:
         former = self.texts[-1]

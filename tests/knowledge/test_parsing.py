@@ -70,6 +70,11 @@ def test_letters_of_one_point_that_are_scaled_up_are_as_large_as_they_look():
     assert pages(files.raw_pdf(content), Kind.PDF) == [Page("# Titre\n\nUn texte bien plus long.", 1)]
 
 
+def test_a_line_that_only_looks_like_a_heading_is_none():
+    content = b"BT /F1 12 Tf 72 700 Td (# une ligne) Tj ET"
+    assert pages(files.raw_pdf(content), Kind.PDF) == [Page("\\# une ligne", 1)]
+
+
 @needs_tesseract
 def test_a_scan_is_read_with_95_percent_of_its_words():
     (page,) = pages(scan_of(FRENCH), Kind.PDF)
@@ -121,11 +126,11 @@ def test_html_becomes_markdown_without_menu_footer_and_scripts():
 
 def test_of_a_long_page_the_main_text_is_taken():
     menu = "<div class='menu'>" + "<a href='/'>Rubrique</a> " * 80 + "</div>"
-    article = "".join(f"<h2>Article {number}</h2><p>{files.SENTENCES} ({number})</p>" for number in range(8))
+    article = "".join(f"<h2>Article {number}</h2><p>{files.SENTENCES} ({number}.) a-b*c_d</p>" for number in range(8))
     page = f"<html><body>{menu}<div><h1>{files.TITLE}</h1>{article}{files.HTML}</div></body></html>"
     text = text_of(page.encode(), Kind.HTML)
     assert "Rubrique" not in text
-    assert text.startswith(f"# {files.TITLE}\n\n## Article 0\n\n{files.SENTENCES} (0)\n\n## Article 1\n\n")
+    assert text.startswith(f"# {files.TITLE}\n\n## Article 0\n\n{files.SENTENCES} (0.) a-b*c_d\n\n## Article 1\n\n")
     assert text.endswith(files.MARKDOWN_TABLE)
 
 
@@ -158,6 +163,12 @@ def test_a_message_becomes_its_head_text_and_the_names_of_its_attachments():
     read = f"# {files.TITLE}\n\n{head}\n\n{files.SENTENCES}\n\nAttachments: délibération.pdf"
     assert text_of(files.eml(), Kind.EMAIL) == read
     assert text_of(files.eml(only_html=True), Kind.EMAIL) == read
+
+
+def test_a_message_from_no_address_is_read_all_the_same():
+    message = b"Subject: Avis\nFrom: =?utf-8?b?AA==?= <\n\nBonjour."
+    assert text_of(message, Kind.EMAIL).startswith("# Avis\n\n")
+    assert text_of(message, Kind.EMAIL).endswith("\n\nBonjour.")
 
 
 def test_what_is_no_message_is_refused():
@@ -196,6 +207,10 @@ def test_an_opendocument_text_becomes_markdown():
 def test_a_book_is_read_in_the_order_of_its_spine():
     first, second = f"# {files.TITLE}\n\n{files.SENTENCES}", f"## {files.SECTION}\n\nFin !"
     assert pages(files.epub(), Kind.EPUB) == [Page(first, None), Page(second, None)]
+
+
+def test_a_broken_part_that_nobody_reads_does_no_harm():
+    assert text_of(files.docx(more={"customXml/item1.xml": "<a><b></a>"}), Kind.DOCX).startswith(f"# {files.TITLE}")
 
 
 # Harm

@@ -22,6 +22,8 @@ def native_socket(port):
     """As a library in C would do it, of which Python hears nothing."""
     libc = ctypes.CDLL(None, use_errno=True)
     descriptor = libc.socket(socket.AF_INET, socket.SOCK_STREAM, 0)
+    if descriptor < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     address = b"\x02\x00" + port.to_bytes(2, "big") + socket.inet_aton("127.0.0.1") + bytes(8)
     if libc.connect(descriptor, address, len(address)) == 0:
         return "connected"

@@ -23,7 +23,7 @@ def question_of(messages: Sequence[Any]) -> str:
     content = last.get("content") if isinstance(last, Mapping) else None
     if isinstance(content, list):
         content = "\n".join(part["text"] for part in content if _is_text(part))
-    return content.strip() if isinstance(content, str) else ""
+    return content.replace("\x00", "").strip() if isinstance(content, str) else ""
 
 
 def with_sources(payload: Payload, question: str, texts: Sequence[str]) -> Payload:

@@ -3,3 +3,9 @@ from django.apps import AppConfig
 
 class KnowledgeConfig(AppConfig):
     name = "knowledge"
+
+    def ready(self) -> None:
+        from knowledge.models import Collection
+        from opengate import audit
+
+        audit.watch(Collection, "name", "description", "visibility", "owner", "language", "space", "next_space")

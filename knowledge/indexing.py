@@ -36,7 +36,7 @@ def index_grown() -> list[Space]:
 def _brought_in_line(space: Space) -> bool:
     """Whether the space's index was built."""
     rows = rows_of(space)
-    state = _state(space)
+    state = state_of(space)
     with connection.cursor() as cursor:
         if state is False or (state and not rows):  # a build that broke off, or an index of nothing
             cursor.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {space.index_name}")
@@ -61,7 +61,7 @@ def rows_of(space: Space) -> int:
     return collections.aggregate(rows=Sum("chunks"))["rows"] or 0
 
 
-def _state(space: Space) -> bool | None:
+def state_of(space: Space) -> bool | None:
     """Whether the space's index is whole; None without one."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)", [space.index_name])
@@ -73,8 +73,15 @@ def probe_all() -> None:
     """Probe the indexes that were not probed for a while."""
     old = timezone.now() - PROBED_EVERY
     for space in Space.objects.exclude(probed__gt=old):
-        if _state(space):
-            Space.objects.filter(pk=space.pk).update(recall=recall(space), probed=timezone.now())
+        if state_of(space):
+            probe(space)
+
+
+def probe(space: Space) -> float | None:
+    """Measure the recall and remember it."""
+    share = recall(space) if state_of(space) else None
+    Space.objects.filter(pk=space.pk).update(recall=share, probed=timezone.now())
+    return share
 
 
 def recall(space: Space) -> float | None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     AliasChoices,
     BaseModel,
     ConfigDict,
@@ -12,6 +13,7 @@ from pydantic import (
     StrictFloat,
     StrictInt,
     StringConstraints,
+    WithJsonSchema,
     model_validator,
 )
 
@@ -20,14 +22,23 @@ from opengate.fields import MAX_ID
 
 MAX_NUMBER = 9_999_999_999_999_999
 MAX_QUERY = 100_000
+NO_NUL = r"^[^\x00]*$"
+
+
+def _within(number: int | float) -> int | float:
+    if not abs(number) <= MAX_NUMBER:
+        raise ValueError(f"number should be within ±{MAX_NUMBER}")
+    return number
+
 
 Id = Annotated[StrictInt, Field(ge=1, le=MAX_ID)]
 Ids = Annotated[list[Id], Field(max_length=100, fail_fast=True)]
-Word = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=255, pattern=r"^[^\x00]*$")]
-Number = (
-    Annotated[StrictInt, Field(ge=-MAX_NUMBER, le=MAX_NUMBER)]
-    | Annotated[StrictFloat, Field(ge=-MAX_NUMBER, le=MAX_NUMBER, allow_inf_nan=False)]
-)
+Word = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=255, pattern=NO_NUL)]
+Number = Annotated[
+    StrictInt | StrictFloat,
+    AfterValidator(_within),
+    WithJsonSchema({"type": "number", "minimum": -MAX_NUMBER, "maximum": MAX_NUMBER}),
+]
 
 
 class ComparisonFilter(BaseModel):
@@ -101,9 +112,9 @@ class SearchTool(SearchArgs):
 class CreateSearch(SearchArgs):
     """A search."""
 
-    query: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_QUERY)] = Field(
-        validation_alias=AliasChoices("query", "prompt"), description="What is looked for."
-    )
+    query: Annotated[
+        str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_QUERY, pattern=NO_NUL)
+    ] = Field(validation_alias=AliasChoices("query", "prompt"), description="What is looked for.")
 
     @model_validator(mode="before")
     @classmethod

@@ -207,7 +207,7 @@ def test_everything_under_admin_asks_for_the_admin_permission():
     assert {path for path, permission in asked.items() if permission == Permission.ADMIN} == {
         path for path in asked if path.startswith("/v1/admin/")
     }
-    assert len(CLOSED_ROWS) == 49
+    assert len(CLOSED_ROWS) == 51
 
 
 def test_two_keys_are_no_key(gateway, router, ada, key_of):

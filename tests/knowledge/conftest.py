@@ -18,6 +18,7 @@ from tests.upstream import Received, Upstream
 from usage.models import Limit
 
 DIMENSIONS = 64
+METHODS = ("semantic", "lexical", "hybrid")
 EMBEDDINGS = "/v1/embeddings"
 
 
@@ -64,15 +65,15 @@ def collection(ada: User, embeddings: Router) -> Collection:
     return Collection.objects.create(name="adas", owner=ada, space=space, language="english")
 
 
+def ingest_all() -> None:
+    """What a worker does: bring all documents that are due as far as they get."""
+    for id in Document.objects.due(timezone.now()).order_by("id").values_list("id", flat=True):
+        ingestion.ingest(id)
+
+
 @pytest.fixture
 def ingest() -> Callable[[], None]:
-    """What a worker does: bring all documents that are due as far as they get."""
-
-    def work() -> None:
-        for id in Document.objects.due(timezone.now()).order_by("id").values_list("id", flat=True):
-            ingestion.ingest(id)
-
-    return work
+    return ingest_all
 
 
 def upload(
@@ -89,15 +90,22 @@ def upload(
     )
 
 
+def add_to(
+    client: httpx.Client, collection: Collection, content: bytes | str, name: str = "notes.txt", **fields: Any
+) -> Document:
+    """A document, brought as far as it gets."""
+    response = upload(client, collection, content, name, **fields)
+    assert response.status_code == 202, response.text
+    ingest_all()
+    return Document.objects.get(id=response.json()["id"])
+
+
 @pytest.fixture
-def add(as_ada: httpx.Client, collection: Collection, ingest: Callable[[], None]) -> Callable[..., Document]:
-    """A document of ada's, brought as far as it gets: `add(content, name, **fields)`."""
+def add(as_ada: httpx.Client, collection: Collection) -> Callable[..., Document]:
+    """A document of ada's: `add(content, name, **fields)`."""
 
     def added(content: bytes | str, name: str = "notes.txt", **fields: Any) -> Document:
-        response = upload(as_ada, fields.pop("collection", collection), content, name, **fields)
-        assert response.status_code == 202, response.text
-        ingest()
-        return Document.objects.get(id=response.json()["id"])
+        return add_to(as_ada, fields.pop("collection", collection), content, name, **fields)
 
     return added
 

@@ -204,7 +204,7 @@ def test_a_document_without_a_file_takes_chunks(as_ada, collection):
 
 
 def test_chunks_are_numbered_on_from_the_last(as_ada, add):
-    document = add("One.\n\nTwo.\n\nThree.", chunk_size="6")
+    document = add("One.\n\nTwo.\n\nThree.", chunk_size="8")
     path = f"/v1/documents/{document.pk}/chunks"
     assert as_ada.delete(f"{path}/1").status_code == 204
     assert as_ada.delete(f"{path}/1").status_code == 204  # there is none any more
@@ -274,7 +274,7 @@ def test_bad_metadata_is_a_422(as_ada, collection, metadata):
         ({"chunk_overlap": "x"}, "chunk_overlap"),
         ({"disable_chunking": "maybe"}, "disable_chunking"),
         ({"preset_separators": "klingon"}, "preset_separators"),
-        ({"name": "x" * 256}, "name"),
+        ({"metadata": "["}, "metadata"),
     ],
     ids=str,
 )
@@ -301,6 +301,8 @@ def test_options_that_cannot_be_followed_are_a_422(as_ada, collection, fields, w
 
 def test_what_the_form_lacks_is_a_422(as_ada, collection):
     without_name = as_ada.post("/v1/documents", files={"collection_id": (None, str(collection.pk))})
+    long = as_ada.post("/v1/documents", files={"name": (None, "x" * 256), "collection_id": (None, "1")})
+    assert long.json()["detail"][0]["loc"] == ["body", "name"]
     assert "name is required when file is not provided" in without_name.text
     without_collection = as_ada.post("/v1/documents", files={"name": (None, "x")})
     assert without_collection.json()["detail"][0]["loc"] == ["body", "collection_id"]
@@ -399,4 +401,4 @@ def test_every_language_has_its_words(ada, embeddings):
         )
         document = Document.objects.create(collection=collection, name="x", status="ready")
         Chunk.objects.create(document=document, collection=collection, number=0, content="Été 2026 à Zürich")
-        assert "zurich" in Chunk.objects.get(document=document).lexemes.lexemes
+        assert "zuri" in Chunk.objects.get(document=document).lexemes.lexemes

@@ -33,6 +33,7 @@ def _within(number: int | float) -> int | float:
 
 Id = Annotated[StrictInt, Field(ge=1, le=MAX_ID)]
 Ids = Annotated[list[Id], Field(max_length=100, fail_fast=True)]
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_QUERY, pattern=NO_NUL)]
 Word = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=255, pattern=NO_NUL)]
 Number = Annotated[
     StrictInt | StrictFloat,
@@ -112,9 +113,7 @@ class SearchTool(SearchArgs):
 class CreateSearch(SearchArgs):
     """A search."""
 
-    query: Annotated[
-        str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_QUERY, pattern=NO_NUL)
-    ] = Field(validation_alias=AliasChoices("query", "prompt"), description="What is looked for.")
+    query: Text = Field(validation_alias=AliasChoices("query", "prompt"), description="What is looked for.")
 
     @model_validator(mode="before")
     @classmethod

@@ -6,7 +6,7 @@ import pytest
 
 from accounts.models import Organization, Role
 from knowledge.models import Collection, Document, Space
-from routing.models import Provider
+from routing.models import Provider, Router
 from tests.conftest import person
 from tests.knowledge.conftest import EMBEDDINGS, METHODS, embeddings_router, found
 from tests.upstream import Reply
@@ -261,7 +261,7 @@ def test_a_model_that_changed_its_size_is_noticed(as_ada, notes, upstream):
 def test_a_deleted_model_is_told(as_ada, notes):
     Provider.objects.all().delete()
     assert as_ada.post("/v1/search", json={"query": "canteen"}).json()["detail"] == "Model not found."
-    Space.objects.get().router.delete()
+    Router.objects.filter(name="embeddings").delete()
     response = as_ada.post("/v1/search", json={"query": "canteen"})
     assert (response.status_code, response.json()["detail"]) == (
         *(404, "The model of the collection is gone: give it another."),

@@ -45,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 PARSED_SHARE = 0.3  # of the progress
 ELDER_SECONDS = 1.0
+STEPS = (Status.PENDING, Status.PARSING, Status.EMBEDDING)
 LONGEST_PAUSE_SECONDS = 300.0
 DEATHS = 10  # of its workers in a row that a document may cause
 UNREADABLE_ANSWERS = 3
@@ -150,18 +151,23 @@ def _keep(document: Document, **changes: Any) -> None:
 def _has_twin(document: Document) -> bool:
     """Draft the chunks and vectors of a document of the same collection, file and options, if there is one.
 
-    One that is on its way is waited for: what is the same is read and paid for once.
+    One that is further on its way, or came first, is waited for: what is the same is read and paid for once.
     """
     same = Document.objects.filter(collection=document.collection_id, fingerprint=document.fingerprint, edited=False)
     if not document.fingerprint:
         return False
-    if same.filter(id__lt=document.pk, status__in=UNFINISHED).exists():
+    further = STEPS[STEPS.index(Status(document.status)) + 1 :]
+    if same.filter(Q(status__in=further) | Q(status=document.status, id__lt=document.pk)).exists():
         raise _PutOff(ELDER_SECONDS)
     twins = same.filter(Q(metadata__isnull=True) | ~Q(metadata__has_key="page"))  # else the page is the owner's word
-    twin = twins.filter(status=Status.READY).exclude(id=document.pk).order_by("id").first()
+    twins = twins.filter(status=Status.READY).exclude(id=document.pk).order_by("id")
+    twin = twins.first()
     if twin is None:
         return False
     with transaction.atomic():
+        _keep(document, status=Status.EMBEDDING, progress=PARSED_SHARE)
+        if twins.filter(id=twin.pk).select_for_update(no_key=True).first() is None:
+            raise _PutOff(0)  # edited or deleted meanwhile; from here on it stays as it is
         _forget_drafts(document)
         with connection.cursor() as cursor:
             cursor.execute(
@@ -183,7 +189,6 @@ def _has_twin(document: Document) -> bool:
                 """,
                 {"id": document.pk, "twin": twin.pk, "space": document.collection.space_id},
             )
-        _keep(document, status=Status.EMBEDDING, progress=PARSED_SHARE)
     return True
 
 

@@ -298,8 +298,9 @@ def _texts(document: Document, numbers: Sequence[int]) -> list[str]:
 def _draft_vectors(
     document: Document, space: Space, numbers: Sequence[int], vectors: Sequence[Vector], share: float
 ) -> None:
+    document.tries = 0
     with transaction.atomic():
-        _keep(document, progress=share, error="", tries=0)
+        _keep(document, progress=share, error="", tries=0, deaths=0)
         rows = ((document.pk, number, space.pk, vector) for number, vector in zip(numbers, vectors, strict=True))
         copy_vectors("knowledge_draftembedding (document_id, number, space_id, embedding)", "int8 int4 int8", rows)
 

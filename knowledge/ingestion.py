@@ -37,7 +37,7 @@ from knowledge.errors import (
     VectorizationFailed,
 )
 from knowledge.kinds import Kind
-from knowledge.models import UNFINISHED, Chunk, Collection, Document, Draft, DraftEmbedding, Space, Status
+from knowledge.models import UNFINISHED, Chunk, Collection, Document, Draft, DraftEmbedding, Space, Status, lease_time
 from opengate.database import commit, in_thread
 from opengate.errors import APIError, DatabaseAway
 
@@ -145,6 +145,13 @@ def _keep(document: Document, **changes: Any) -> None:
         raise _Lost
 
 
+def _keep_for(document: Document, seconds: float) -> None:
+    """Renew the lease for so long; raises _Lost."""
+    expires = timezone.now() + timedelta(seconds=seconds) + lease_time()
+    if not Document.objects.held(document).update(lease_expires=expires):
+        raise _Lost
+
+
 # the same file
 
 
@@ -212,8 +219,11 @@ def _parse(document: Document) -> None:
         raise Unreadable("The file is gone.") from None
     with file:
         pages = parsing.pages(file, Kind(document.kind), on_page=on_page)
+    options = splitting.Options.stored(document.options)
     _keep(document)
-    pieces = splitting.split(pages, splitting.Options.stored(document.options))
+    if options.separators and options.is_separator_regex:  # which may take its time, and nothing else runs meanwhile
+        _keep_for(document, splitting.SECONDS)
+    pieces = splitting.split(pages, options)
     if not pieces:
         raise NoChunks
     with transaction.atomic():

@@ -37,7 +37,7 @@ from knowledge.errors import (
     VectorizationFailed,
 )
 from knowledge.kinds import Kind
-from knowledge.models import UNFINISHED, Chunk, Collection, Document, Draft, DraftEmbedding, Space, Status, lease_time
+from knowledge.models import Chunk, Collection, Document, Draft, DraftEmbedding, Space, Status, lease_time
 from opengate.database import commit, in_thread
 from opengate.errors import APIError, DatabaseAway
 

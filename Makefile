@@ -9,10 +9,10 @@ SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 MODELS_SORRY := The local models could not be installed here; everything else works without them.
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint types imports check fuzz drill bench bench-ledger lock clean
+.PHONY: help quickstart test lint types imports check fuzz drill drill-ingestion bench bench-ledger lock clean
 
 help: ## what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 quickstart: $(VENV)/installed $(VENV)/installed-models ## start everything on http://127.0.0.1:8000 (OPENGATE_PORT=… for another port)
 	@exec $(PYTHON) manage.py quickstart
@@ -37,6 +37,9 @@ fuzz: $(VENV)/installed-dev ## the running server against its OpenAPI document, 
 
 drill: $(VENV)/installed-dev ## Redis and Postgres stopped, emptied and restarted for 10 s each, under load
 	OPENGATE_DRILL_SECONDS=10 $(PYTHON) -m pytest -s tests/flows/test_drill.py
+
+drill-ingestion: $(VENV)/installed-dev ## 200 files are read while the worker is killed 30 times
+	OPENGATE_DRILL_FILES=200 OPENGATE_DRILL_KILLS=30 $(PYTHON) -m pytest -s tests/flows/test_ingestion_drill.py
 
 bench-ledger: $(VENV)/installed-dev ## pages, drain and audit with ten million usage records (8 GB of disk)
 	$(PYTHON) benchmarks/ledger.py

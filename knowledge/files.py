@@ -1,5 +1,6 @@
 """Uploaded files, in Django's storage `documents`; none is left behind by a document that is gone, or never came."""
 
+import logging
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import PurePath
@@ -11,6 +12,8 @@ from django.db import transaction
 from django.utils import timezone
 
 from knowledge.models import DiscardedFile
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -42,9 +45,15 @@ def opened(file: str) -> Any:
 
 
 def delete_discarded() -> int:
-    """Delete files that nobody needs; how many. One that cannot be deleted is tried again the next time."""
-    due = DiscardedFile.objects.filter(due__lte=timezone.now()).order_by("pk")
-    for note in (found := list(due[:FILES_AT_A_TIME])):
-        storage().delete(note.file)
-        note.delete()
-    return len(found)
+    """Delete files that nobody needs; how many. One that cannot be deleted is tried again a little later."""
+    deleted = 0
+    for note in DiscardedFile.objects.filter(due__lte=timezone.now()).order_by("due")[:FILES_AT_A_TIME]:
+        try:
+            storage().delete(note.file)
+        except Exception:  # whatever a storage raises
+            logger.exception("The file %s cannot be deleted.", note.file)
+            DiscardedFile.objects.filter(pk=note.pk).update(due=timezone.now() + timedelta(minutes=10))
+        else:
+            note.delete()
+            deleted += 1
+    return deleted

@@ -37,7 +37,7 @@ from knowledge.errors import (
     VectorizationFailed,
 )
 from knowledge.kinds import Kind
-from knowledge.models import UNFINISHED, Chunk, Collection, Document, Draft, DraftEmbedding, Space, Status
+from knowledge.models import Chunk, Collection, Document, Draft, DraftEmbedding, Space, Status, lease_time
 from opengate.database import commit, in_thread
 from opengate.errors import APIError, DatabaseAway
 
@@ -45,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 PARSED_SHARE = 0.3  # of the progress
 ELDER_SECONDS = 1.0
+STEPS = (Status.PENDING, Status.PARSING, Status.EMBEDDING)
 LONGEST_PAUSE_SECONDS = 300.0
 DEATHS = 10  # of its workers in a row that a document may cause
 UNREADABLE_ANSWERS = 3
@@ -144,24 +145,36 @@ def _keep(document: Document, **changes: Any) -> None:
         raise _Lost
 
 
+def _keep_for(document: Document, seconds: float) -> None:
+    """Renew the lease for so long; raises _Lost."""
+    expires = timezone.now() + timedelta(seconds=seconds) + lease_time()
+    if not Document.objects.held(document).update(lease_expires=expires):
+        raise _Lost
+
+
 # the same file
 
 
 def _has_twin(document: Document) -> bool:
     """Draft the chunks and vectors of a document of the same collection, file and options, if there is one.
 
-    One that is on its way is waited for: what is the same is read and paid for once.
+    One that is further on its way, or came first, is waited for: what is the same is read and paid for once.
     """
     same = Document.objects.filter(collection=document.collection_id, fingerprint=document.fingerprint, edited=False)
     if not document.fingerprint:
         return False
-    if same.filter(id__lt=document.pk, status__in=UNFINISHED).exists():
+    further = STEPS[STEPS.index(Status(document.status)) + 1 :]
+    if same.filter(Q(status__in=further) | Q(status=document.status, id__lt=document.pk)).exists():
         raise _PutOff(ELDER_SECONDS)
     twins = same.filter(Q(metadata__isnull=True) | ~Q(metadata__has_key="page"))  # else the page is the owner's word
-    twin = twins.filter(status=Status.READY).exclude(id=document.pk).order_by("id").first()
+    twins = twins.filter(status=Status.READY).exclude(id=document.pk).order_by("id")
+    twin = twins.first()
     if twin is None:
         return False
     with transaction.atomic():
+        _keep(document, status=Status.EMBEDDING, progress=PARSED_SHARE)
+        if twins.filter(id=twin.pk).select_for_update(no_key=True).first() is None:
+            raise _PutOff(0)  # edited or deleted meanwhile; from here on it stays as it is
         _forget_drafts(document)
         with connection.cursor() as cursor:
             cursor.execute(
@@ -183,7 +196,6 @@ def _has_twin(document: Document) -> bool:
                 """,
                 {"id": document.pk, "twin": twin.pk, "space": document.collection.space_id},
             )
-        _keep(document, status=Status.EMBEDDING, progress=PARSED_SHARE)
     return True
 
 
@@ -207,8 +219,11 @@ def _parse(document: Document) -> None:
         raise Unreadable("The file is gone.") from None
     with file:
         pages = parsing.pages(file, Kind(document.kind), on_page=on_page)
+    options = splitting.Options.stored(document.options)
     _keep(document)
-    pieces = splitting.split(pages, splitting.Options.stored(document.options))
+    if options.separators and options.is_separator_regex:  # which may take its time, and nothing else runs meanwhile
+        _keep_for(document, splitting.SECONDS)
+    pieces = splitting.split(pages, options)
     if not pieces:
         raise NoChunks
     with transaction.atomic():
@@ -293,8 +308,9 @@ def _texts(document: Document, numbers: Sequence[int]) -> list[str]:
 def _draft_vectors(
     document: Document, space: Space, numbers: Sequence[int], vectors: Sequence[Vector], share: float
 ) -> None:
+    document.tries = 0
     with transaction.atomic():
-        _keep(document, progress=share, error="", tries=0)
+        _keep(document, progress=share, error="", tries=0, deaths=0)
         rows = ((document.pk, number, space.pk, vector) for number, vector in zip(numbers, vectors, strict=True))
         copy_vectors("knowledge_draftembedding (document_id, number, space_id, embedding)", "int8 int4 int8", rows)
 

@@ -11,7 +11,7 @@ from django.utils import timezone
 from accounts import principals
 from knowledge.embedding import BATCH, Vector, embed, in_loop
 from knowledge.ingestion import copy_vectors, take_dimensions
-from knowledge.models import Chunk, Collection, Space
+from knowledge.models import Chunk, Collection, Embedding, Space
 from opengate.database import commit, in_thread
 from opengate.errors import APIError
 from routing.models import Router
@@ -108,13 +108,15 @@ def _lacking(id: int, after: int) -> tuple[Collection, Space, list[tuple[int, st
 
 
 def _keep(collection: Collection, space: Space, ids: Sequence[int], vectors: Iterable[Vector]) -> tuple[int, int]:
-    """Store vectors of the chunks that still exist; how many the space has now, and how many chunks there are."""
+    """Store vectors of chunks that exist and have none yet; how many the space has now, and how many chunks there are."""
 
     def kept() -> tuple[int, int]:
-        there = set(Chunk.objects.select_for_update(no_key=True).filter(id__in=ids).values_list("id", flat=True))
-        rows = [(id, space.pk, collection.pk, vector) for id, vector in zip(ids, vectors, strict=True) if id in there]
-        take_dimensions(space, {len(row[-1]) for row in rows})
-        copy_vectors("knowledge_embedding (chunk_id, space_id, collection_id, embedding)", "int8 int8 int8", rows)
+        wanted = set(Chunk.objects.select_for_update(no_key=True).filter(id__in=ids).values_list("id", flat=True))
+        wanted -= set(Embedding.objects.filter(chunk__in=wanted, space=space).values_list("chunk_id", flat=True))
+        rows = [(id, space.pk, collection.pk, vector) for id, vector in zip(ids, vectors, strict=True) if id in wanted]
+        if rows:
+            take_dimensions(space, {len(row[-1]) for row in rows})
+            copy_vectors("knowledge_embedding (chunk_id, space_id, collection_id, embedding)", "int8 int8 int8", rows)
         Collection.objects.filter(id=collection.pk).update(lease_expires=_lease())
         with connection.cursor() as cursor:
             cursor.execute(

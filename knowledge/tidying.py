@@ -21,7 +21,10 @@ def delete_former_vectors() -> None:
 
 
 def _deleted_some(collection: Collection) -> bool:
-    with connection.cursor() as cursor:
+    with transaction.atomic(), connection.cursor() as cursor:
+        # Locked, so that it does not set out for the former space again while that is emptied.
+        if not Collection.objects.select_for_update(no_key=True).filter(id=collection.pk).exists():
+            return False
         cursor.execute(
             """
             DELETE FROM knowledge_embedding WHERE ctid IN (

@@ -14,12 +14,12 @@ from tests.server import ROOT, environment
 class Worker:
     """One worker and its children: a process group, so that a kill takes them all, as the end of a machine would."""
 
-    def __init__(self, folder: Path, **extra: str) -> None:
-        self.folder, self.extra = folder, extra
+    def __init__(self, folder: Path, *, children: int = 1, **extra: str) -> None:
+        self.folder, self.children, self.extra = folder, children, extra
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> "Worker":
-        command = [sys.executable, "-m", "celery", "-A", "opengate", "worker", "-B", "-c", "1"]
+        command = [sys.executable, "-m", "celery", "-A", "opengate", "worker", "-B", "-c", str(self.children)]
         command += ["--schedule", str(self.folder / "schedule"), "--loglevel", "WARNING"]
         with open(self.folder / "worker.log", "ab") as log:
             self.process = subprocess.Popen(

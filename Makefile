@@ -9,7 +9,7 @@ SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 MODELS_SORRY := The local models could not be installed here; everything else works without them.
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint types imports check fuzz drill drill-ingestion bench bench-ledger lock clean
+.PHONY: help quickstart test lint types imports check fuzz drill drill-ingestion bench bench-ledger bench-search lock clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ drill-ingestion: $(VENV)/installed-dev ## 200 files are read while the worker is
 
 bench-ledger: $(VENV)/installed-dev ## pages, drain and audit with ten million usage records (8 GB of disk)
 	$(PYTHON) benchmarks/ledger.py
+
+bench-search: $(VENV)/installed-dev ## search among 100,000 chunks: milliseconds, recall, ingestion (2 GB of disk)
+	$(PYTHON) benchmarks/search.py
 
 bench: $(VENV)/installed-dev ## what a call and a list cost, into benchmarks/results
 	$(PYTHON) benchmarks/chat.py

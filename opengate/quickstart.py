@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from django.conf import settings
+
 from opengate import localmodels
 from opengate.embedded import Postgres, Server, Valkey
 from opengate.environment import BASE_DIR, create_secrets
@@ -149,11 +151,14 @@ class Quickstart:
     def _start_ourselves(self) -> None:
         options = self.options
         beat = options.var / "celerybeat-schedule"
-        celery = [sys.executable, "-m", "celery", "-A", "opengate", "--quiet", "worker", "-B", "-s", str(beat)]
-        celery += ["-c", "2", "--loglevel", "warning", "--without-gossip", "--without-mingle", "--without-heartbeat"]
+        celery = [sys.executable, "-m", "celery", "-A", "opengate", "--quiet", "worker", "--loglevel", "warning"]
+        celery += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
         # As root Celery warns at length; it matters where messages are pickled, and ours are JSON.
         silenced = {"PYTHONWARNINGS": "ignore::RuntimeWarning:celery.platforms"}
-        self.supervisor.start(self._child("worker", celery, silenced))
+        usual = [*celery, "-Q", "celery", "-c", "1", "-B", "-s", str(beat), "-n", "worker@%h"]
+        self.supervisor.start(self._child("worker", usual, silenced))
+        documents = [*celery, "-Q", settings.DOCUMENTS_QUEUE, "-c", "2", "-n", "documents@%h"]
+        self.supervisor.start(self._child("documents", documents, silenced))
         serve = [sys.executable, "manage.py", "serve", "--host", options.host, "--port", str(options.port)]
         self.supervisor.start(self._child("web", [*serve, "--workers", str(options.web_workers)]))
 

@@ -14,12 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from opengate import localmodels
 from opengate.embedded import Postgres
 from opengate.quickstart import Options, example
 from opengate.supervisor import SupervisorError
+from tests.inference.documents import text_pdf
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 pytestmark = [
@@ -131,6 +133,41 @@ def tour(facts: dict[str, Any]) -> None:
     assert provider["router_id"] == info["limits"][0]["router"]
 
 
+LEAVE = "Les congés annuels se demandent par écrit, deux semaines avant le départ."
+CANTEEN = "La cantine ouvre à midi ; le déjeuner y coûte quatre euros."
+QUESTION = "Combien coûte un déjeuner à la cantine ?"
+
+
+def documents(facts: dict[str, Any]) -> None:
+    """A French PDF from upload to answer, and out again."""
+    headers = {"Authorization": f"Bearer {facts['api_key']}"}
+    with httpx.Client(base_url=f"{facts['url']}/v1/", headers=headers, timeout=60) as client:
+
+        def done(method: str, path: str, **how: Any) -> Any:
+            answer = client.request(method, path, **how)
+            assert answer.is_success, answer.text
+            return answer.json() if answer.content else None
+
+        collection = done("POST", "collections", json={"name": "Guide", "language": "french"})["id"]
+        file = {"file": ("guide.pdf", text_pdf(LEAVE, CANTEEN), "application/pdf")}
+        fields = {"collection_id": str(collection), "chunk_size": "100", "metadata": '{"year": 2026}'}
+        document = done("POST", "documents", data=fields, files=file)["id"]
+        assert done("GET", f"documents/{document}")["status"] == "ready"
+        for method in ("semantic", "lexical", "hybrid"):
+            asked = {"query": QUESTION, "method": method, "collection_ids": [collection]}
+            best = done("POST", "search", json=asked)["data"][0]["chunk"]
+            assert "quatre euros" in best["content"]
+            assert best["metadata"] == {"page": 2, "year": 2026}
+        chat = {"model": "smollm2", "max_tokens": 20, "messages": [{"role": "user", "content": QUESTION}]}
+        chat["tools"] = [{"type": "search", "collection_ids": [collection], "limit": 1}]
+        answer = done("POST", "chat/completions", json=chat)
+        assert answer["choices"][0]["message"]["content"]
+        assert [result["chunk"]["document_id"] for result in answer["search_results"]] == [document]
+        done("DELETE", f"documents/{document}")
+        for method in ("semantic", "lexical", "hybrid"):
+            assert done("POST", "search", json={"query": QUESTION, "method": method})["data"] == []
+
+
 def refusal(var: Path, port: int) -> str:
     """What a quickstart says that cannot start."""
     with tempfile.TemporaryDirectory() as output:
@@ -148,6 +185,7 @@ def test_the_printed_line_works_and_survives_a_killed_supervisor(started: Run, v
     assert facts["admin_password"] in started.said
     ask(curl)
     tour(facts)
+    documents(facts)
     started.process.kill()
     started.process.wait()
 

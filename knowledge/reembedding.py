@@ -108,7 +108,7 @@ def _lacking(id: int, after: int) -> tuple[Collection, Space, list[tuple[int, st
 
 
 def _keep(collection: Collection, space: Space, ids: Sequence[int], vectors: Iterable[Vector]) -> tuple[int, int]:
-    """Store vectors of chunks that exist and have none yet; how many the space has now, and how many chunks there are."""
+    """Store vectors of chunks that exist and have none yet; how many the space has, and how many chunks there are."""
 
     def kept() -> tuple[int, int]:
         wanted = set(Chunk.objects.select_for_update(no_key=True).filter(id__in=ids).values_list("id", flat=True))

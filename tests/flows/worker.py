@@ -14,8 +14,10 @@ from tests.server import ROOT, environment
 class Worker:
     """One worker and its children: a process group, so that a kill takes them all, as the end of a machine would."""
 
-    def __init__(self, folder: Path, *, children: int = 1, **extra: str) -> None:
-        self.folder, self.children, self.extra = folder, children, extra
+    children = 1
+
+    def __init__(self, folder: Path, **extra: str) -> None:
+        self.folder, self.extra = folder, extra
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> "Worker":

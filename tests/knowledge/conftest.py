@@ -110,6 +110,18 @@ def add(as_ada: httpx.Client, collection: Collection) -> Callable[..., Document]
     return added
 
 
+@pytest.fixture
+def came(as_ada: httpx.Client, collection: Collection) -> Callable[..., Document]:
+    """A document of ada's that nobody has taken up yet: `came(content, name, **fields)`."""
+
+    def uploaded(content: bytes | str, name: str = "notes.txt", **fields: Any) -> Document:
+        response = upload(as_ada, collection, content, name, **fields)
+        assert response.status_code == 202, response.text
+        return Document.objects.get(id=response.json()["id"])
+
+    return uploaded
+
+
 def found(client: httpx.Client, query: str, **fields: Any) -> list[dict[str, Any]]:
     response = client.post("/v1/search", json={"query": query, **fields})
     assert response.status_code == 200, response.text

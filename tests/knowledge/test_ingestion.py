@@ -1,0 +1,350 @@
+"""The way of a document: every one ends, ready or with a sentence."""
+
+import threading
+import time
+from datetime import timedelta
+
+import pytest
+from django.core.files.base import ContentFile
+from django.utils import timezone
+
+from accounts.models import User
+from knowledge import files, ingestion, parsing, splitting, tidying
+from knowledge.models import (
+    DiscardedFile,
+    Document,
+    Lexemes,
+    Space,
+    Status,
+    Word,
+)
+from routing.models import Provider, Router
+from tests.knowledge import files as made
+from tests.knowledge.conftest import DIMENSIONS, EMBEDDINGS, embedding
+from tests.knowledge.documents import (
+    AWAY,
+    EACH,
+    PARAGRAPHS,
+    TEXT,
+    asked,
+    beside,
+    contents,
+    failure,
+    is_whole,
+    nothing_is_left,
+    time_passes,
+)
+from tests.upstream import Reply
+from tests.usage.records import fund
+from usage.models import Limit
+
+# a model that is away, or answers nonsense
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_model_that_is_away_is_waited_for_and_the_owner_reads_why(add, ingest, upstream, status):
+    upstream.route(EMBEDDINGS, AWAY, status=status)
+    document = add(TEXT, **EACH)
+    assert (document.status, document.error, document.tries) == (Status.EMBEDDING, "Overloaded.", 1)
+    assert document.due > timezone.now()
+    upstream.route(EMBEDDINGS, embedding)
+    ingest()  # not due yet
+    assert Document.objects.get().status == Status.EMBEDDING
+    time_passes()
+    ingest()
+    assert is_whole(document)
+    assert contents(document) == PARAGRAPHS
+
+
+def test_a_model_that_is_too_slow_is_waited_for(add, ingest, upstream):
+    Provider.objects.update(timeout=1)
+    upstream.route(EMBEDDINGS, embedding, wait=3)
+    document = add(TEXT, **EACH)
+    assert (document.status, bool(document.error)) == (Status.EMBEDDING, True)
+    upstream.route(EMBEDDINGS, embedding)
+    time_passes()
+    ingest()
+    assert is_whole(document)
+
+
+def test_a_slow_model_costs_nobody_the_lease(add, upstream, settings):
+    settings.INGESTION_LEASE_SECONDS = 0.6
+    upstream.route(EMBEDDINGS, embedding, wait=1)
+    ended, due = threading.Event(), []
+
+    def look() -> None:
+        while not ended.wait(0.05):
+            due.extend(Document.objects.due(timezone.now()).filter(status=Status.EMBEDDING))
+
+    thread = threading.Thread(target=lambda: beside(look))
+    thread.start()
+    document = add(TEXT, **EACH)
+    ended.set()
+    thread.join()
+    assert is_whole(document)
+    assert due == []
+
+
+def test_a_model_that_stays_away_ends_it_with_the_reason(add, ingest, upstream, settings):
+    settings.INGESTION_TRIES = 3
+    upstream.route(EMBEDDINGS, AWAY, status=503)
+    document = add(TEXT)
+    for _ in range(2):
+        time_passes()
+        ingest()
+    assert failure(document) == (Status.FAILED, 500, "Vectorization failed: Overloaded.")
+
+
+def test_what_goes_on_between_two_outages_is_given_all_tries_again(came, ingest, upstream, settings):
+    settings.INGESTION_TRIES = 2
+    document = came(TEXT, **EACH)
+    upstream.route(EMBEDDINGS, AWAY, status=503)
+    ingest()
+    answers = iter([embedding, lambda request: Reply([b"{}"], status=503)])
+    upstream.route(EMBEDDINGS, lambda request: next(answers)(request))
+    time_passes()
+    ingest()
+    document.refresh_from_db()
+    assert (document.status, document.tries) == (Status.EMBEDDING, 1)
+    upstream.route(EMBEDDINGS, embedding)
+    time_passes()
+    ingest()
+    assert is_whole(document)
+
+
+def test_vectors_of_another_size_are_refused(add, upstream):
+    add("First of all.")
+    upstream.route(EMBEDDINGS, lambda request: embedding(request, DIMENSIONS // 2))
+    sentence = "Vectorization failed: The model answers vectors of 32 numbers; those of the collection have 64."
+    assert failure(add(TEXT)) == (Status.FAILED, 500, sentence)
+
+
+def test_vectors_of_two_sizes_in_one_document_are_refused(add, upstream):
+    sizes = iter([64, 32, 64])
+    upstream.route(EMBEDDINGS, lambda request: embedding(request, next(sizes)))
+    status, code, error = failure(add(TEXT, **EACH))
+    assert (status, code) == (Status.FAILED, 500)
+    assert error.startswith("Vectorization failed: The model answers vectors of ")
+    assert Space.objects.get().dimensions is None
+
+
+@pytest.mark.parametrize(
+    ("vector", "sentence"),
+    [
+        ([0.0] * DIMENSIONS, "Vectorization failed: The model answered a vector without a direction."),
+        ([float("nan")] * DIMENSIONS, "Vectorization failed: Response formatting failed."),
+    ],
+)
+def test_what_is_no_vector_is_refused(add, ingest, upstream, vector, sentence):
+    row = {"object": "embedding", "index": 0, "embedding": vector}
+    upstream.route(EMBEDDINGS, {"object": "list", "model": "m", "data": [row]})
+    document = add("A text.")
+    for _ in range(ingestion.UNREADABLE_ANSWERS - 1):
+        time_passes()
+        ingest()
+    assert failure(document) == (Status.FAILED, 500, sentence)
+
+
+def test_a_model_that_is_deleted_ends_it_with_the_reason(came, ingest):
+    document = came(TEXT, **EACH)
+    Router.objects.all().delete()
+    ingest()
+    sentence = "Vectorization failed: The model of the collection is gone: give it another."
+    assert failure(document) == (Status.FAILED, 500, sentence)
+
+
+# the owner's account
+
+
+def test_an_owner_who_may_not_use_the_model_reads_so(came, ingest):
+    document = came(TEXT, **EACH)
+    Limit.objects.update(value=0)
+    ingest()
+    sentence = "Vectorization failed: Insufficient permissions to access the model."
+    assert failure(document) == (Status.FAILED, 500, sentence)
+
+
+def test_an_owner_whose_account_is_closed_pays_for_nothing(came, ingest, ada, upstream):
+    document = came(TEXT, **EACH)
+    User.objects.filter(id=ada.id).update(expires=timezone.now() - timedelta(seconds=1))
+    ingest()
+    assert failure(document) == (Status.FAILED, 422, "The account of the collection's owner is closed.")
+    assert asked(upstream) == []
+
+
+def test_an_owner_without_a_budget_reads_so(came, ingest, ada, embeddings):
+    Router.objects.filter(id=embeddings.pk).update(cost_prompt_tokens=1_000_000)
+    document = came(TEXT, **EACH)
+    fund(ada, 1)
+    ingest()
+    assert failure(document) == (Status.FAILED, 500, "Vectorization failed: Insufficient budget.")
+
+
+def test_the_owner_pays_for_each_call(add, ada, embeddings, records):
+    add(TEXT, **EACH)
+    found = records(3)
+    assert {(record.user_id, record.endpoint, record.router_id) for record in found} == {
+        (ada.pk, EMBEDDINGS, embeddings.pk)
+    }
+    assert sum(record.prompt_tokens for record in found) == len(TEXT.split())
+
+
+# splitting
+
+
+def test_a_document_of_which_nothing_is_long_enough_has_no_chunks(add):
+    sentence = "No chunks were extracted from the document."
+    assert failure(add("Short.", chunk_min_size="100")) == (Status.FAILED, 500, sentence)
+
+
+def test_chunks_that_are_too_short_are_left_out(add):
+    document = add("Long enough to stay.\n\nShort.\n\nAnother that may stay.", chunk_size="25", chunk_min_size="10")
+    assert contents(document) == ["Long enough to stay.", "Another that may stay."]
+    assert is_whole(document)
+
+
+def test_without_chunking_all_of_it_is_one_chunk(add):
+    document = add(TEXT * 3, disable_chunking="true", chunk_size="10")
+    assert contents(document) == [TEXT * 3]
+
+
+CODE = "\n\nsub one { 1 }\n\nclass Two:\n    def three(self):\n        return 3\n\nfunction four() { return 4; }\n" * 20
+
+
+@pytest.mark.parametrize("preset", list(splitting.PresetSeparators))
+def test_each_preset_splits_and_loses_no_word(preset):
+    pieces = splitting.split([parsing.Page(CODE, None)], splitting.Options(chunk_size=60, preset_separators=preset))
+    assert "".join("".join(piece.content for piece in pieces).split()) == "".join(CODE.split())
+    assert max(len(piece.content) for piece in pieces) <= 60
+
+
+def test_a_text_is_split_by_separators_of_ones_own(add):
+    assert contents(add("one;two;three", separators=";", chunk_size="5")) == ["one", ";two", ";three"]
+
+
+def test_a_text_is_split_by_an_expression_of_ones_own(add):
+    document = add("Art. 1 One. Art. 2 Two.", separators=r"(?=Art\. \d)", is_separator_regex="true", chunk_size="12")
+    assert contents(document) == ["Art. 1 One. ", "Art. 2 Two."]
+
+
+def test_an_expression_that_takes_for_ever_ends_in_time(add, monkeypatch):
+    monkeypatch.setattr(splitting, "SECONDS", 1)
+    began = time.monotonic()
+    document = add("a" * 5000 + "!", separators="(a+)+$", is_separator_regex="true", chunk_size="10")
+    sentence = "Splitting the document takes more than 1 seconds."
+    assert failure(document) == (Status.FAILED, 422, sentence)
+    assert time.monotonic() - began < 10
+
+
+def test_too_many_chunks_are_refused(add, monkeypatch):
+    monkeypatch.setattr(splitting, "MAX_CHUNKS", 65)
+    sentences = {failure(add(text, chunk_size="32"))[2] for text in (TEXT, "A. " * 1000)}
+    assert sentences == {
+        "The document has more than 65 chunks: choose a larger chunk_size.",
+        "The document would have more than 65 chunks: choose a larger chunk_size.",
+    }
+
+
+def test_chunks_of_a_pdf_know_their_page(add):
+    document = add(made.pdf(), "two pages.pdf", chunk_size="100")
+    pages = [chunk.metadata["page"] for chunk in document.chunks.all()]
+    assert set(pages) == {1, 2}
+    assert pages == sorted(pages)
+
+
+# again, and away
+
+
+def test_a_document_that_failed_can_be_tried_again(add, ingest, upstream):
+    upstream.route(EMBEDDINGS, AWAY, status=400)
+    document = add(TEXT, **EACH)
+    assert failure(document) == (Status.FAILED, 500, "Vectorization failed: Overloaded.")
+    upstream.route(EMBEDDINGS, embedding)
+    ingest()  # by itself it is not
+    document.refresh_from_db()
+    assert document.status == Status.FAILED
+    document.retry()
+    ingest()
+    assert is_whole(document)
+    assert document.failure is None
+
+
+def test_the_file_of_a_deleted_document_is_deleted(add, as_ada):
+    document = add("A text.")
+    assert files.storage().exists(document.file)
+    as_ada.delete(f"/v1/documents/{document.pk}")
+    assert files.delete_discarded() == 1
+    assert not files.storage().exists(document.file)
+    assert nothing_is_left()
+
+
+def test_the_file_of_an_upload_that_was_taken_back_is_deleted_some_day(as_ada, collection, monkeypatch):
+    kept: list[str] = []
+
+    def fails(file: str) -> None:
+        kept.append(file)
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        files.keep(ContentFile(b"A text."), "notes.txt", collection.pk, fails)
+    assert files.delete_discarded() == 0  # an upload may still be under way
+    assert files.storage().exists(kept[0])
+    DiscardedFile.objects.update(due=timezone.now())
+    assert files.delete_discarded() == 1
+    assert not files.storage().exists(kept[0])
+
+
+def test_a_file_that_cannot_be_deleted_keeps_no_other(collection, monkeypatch):
+    names = [f"{collection.pk}/{letter}.txt" for letter in "ab"]
+    for name in names:
+        files.storage().save(name, ContentFile(b"x"))
+        DiscardedFile.objects.create(file=name)
+    whole = type(files.storage()).delete
+
+    def delete(storage, name: str) -> None:
+        if name == names[0]:
+            raise PermissionError(name)
+        whole(storage, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(files.storage()), "delete", delete)
+        assert files.delete_discarded() == 1
+    assert [files.storage().exists(name) for name in names] == [True, False]
+    DiscardedFile.objects.update(due=timezone.now())
+    assert files.delete_discarded() == 1
+    assert not files.storage().exists(names[0])
+
+
+def test_a_file_that_is_gone_ends_it_in_a_sentence(came, ingest):
+    document = came(TEXT, **EACH)
+    files.storage().delete(document.file)
+    ingest()
+    assert failure(document) == (Status.FAILED, 422, "The file is gone.")
+
+
+def test_words_of_deleted_chunks_are_forgotten(add, as_ada):
+    add("The canteen opens at noon.")
+    document = add("The library closes.")
+    as_ada.delete(f"/v1/documents/{document.pk}")
+    assert "librari" in set(Word.objects.values_list("word", flat=True))
+    tidying.forget_words()
+    words = set(Word.objects.values_list("word", flat=True))
+    assert "librari" not in words
+    assert "canteen" in words
+
+
+def test_counters_follow_what_comes_and_goes(add, as_ada, collection):
+    def counted() -> tuple[int, int]:
+        collection.refresh_from_db()
+        lengths = list(Lexemes.objects.filter(collection=collection).values_list("length", flat=True))
+        assert (collection.chunks, collection.words) == (len(lengths), sum(lengths))
+        return collection.chunks, collection.words
+
+    add("The canteen opens at noon.")
+    before = counted()
+    document = add(TEXT, **EACH)
+    assert counted()[0] == before[0] + len(PARAGRAPHS)
+    as_ada.delete(f"/v1/documents/{document.pk}/chunks/3")
+    assert counted()[0] == before[0] + len(PARAGRAPHS) - 1
+    as_ada.delete(f"/v1/documents/{document.pk}")
+    assert counted() == before

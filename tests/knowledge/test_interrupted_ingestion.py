@@ -1,0 +1,164 @@
+"""Workers that die, documents that are deleted, and others that overtake: nothing is doubled, lost or left."""
+
+import time
+from collections import Counter
+
+import pytest
+from django.utils import timezone
+
+from knowledge import ingestion, parsing, splitting
+from knowledge.models import (
+    Chunk,
+    DiscardedFile,
+    Document,
+    Status,
+)
+from tests.knowledge.conftest import found
+from tests.knowledge.documents import (
+    EACH,
+    PARAGRAPHS,
+    TEXT,
+    Killed,
+    asked,
+    beside,
+    contents,
+    die,
+    failure,
+    interrupt,
+    is_whole,
+    nothing_is_left,
+    time_passes,
+)
+
+STEPS = [
+    (parsing, "pages"),
+    (splitting, "split"),
+    (ingestion, "embed"),
+    (ingestion, "_store_locked"),
+    (ingestion, "take_dimensions"),  # in the middle of the transaction that stores
+]
+
+
+# a worker that dies
+
+
+@pytest.mark.parametrize(("place", "name"), STEPS)
+def test_a_document_goes_on_where_its_worker_died(came, ingest, as_ada, upstream, monkeypatch, place, name):
+    document = came(TEXT, **EACH)
+    read = Counter()
+    interrupt(monkeypatch, ingestion, "_parse", lambda: read.update(["parsed"]))
+    with monkeypatch.context() as patch:
+        interrupt(patch, place, name, die)
+        with pytest.raises(Killed):
+            ingest()
+    ingest()  # the dead one's lease holds
+    assert not Document.objects.get().is_finished
+    assert found(as_ada, "Paragraph number 1") == []
+    time_passes()
+    ingest()
+    assert is_whole(document)
+    assert contents(document) == PARAGRAPHS
+    assert [text for text in asked(upstream) if text in PARAGRAPHS] == PARAGRAPHS  # each once
+
+
+def test_what_was_embedded_is_not_embedded_again_nor_the_file_read_again(came, ingest, upstream, monkeypatch):
+    document = came(TEXT, **EACH)
+    with monkeypatch.context() as patch:
+        interrupt(patch, ingestion, "embed", die, nth=3)
+        with pytest.raises(Killed):
+            ingest()
+    assert asked(upstream) == PARAGRAPHS[:64]
+    interrupt(monkeypatch, parsing, "pages", die)
+    time_passes()
+    ingest()
+    assert is_whole(document)
+    assert asked(upstream) == PARAGRAPHS
+
+
+def test_vectors_that_were_not_kept_are_asked_for_again(came, ingest, upstream, monkeypatch):
+    document = came(TEXT, **EACH)
+    with monkeypatch.context() as patch:
+        interrupt(patch, ingestion, "_draft_vectors", die, nth=2)
+        with pytest.raises(Killed):
+            ingest()
+    time_passes()
+    ingest()
+    assert is_whole(document)
+    assert Counter(asked(upstream)) == Counter(PARAGRAPHS + PARAGRAPHS[32:64])
+
+
+def test_a_document_that_kills_each_worker_ends(came, ingest, monkeypatch):
+    document = came(TEXT, **EACH)
+    monkeypatch.setattr(parsing, "pages", lambda *args, **how: die())
+    for _ in range(ingestion.DEATHS):
+        with pytest.raises(Killed):
+            ingest()
+        time_passes()
+    ingest()
+    assert failure(document) == (Status.FAILED, 422, "Its worker died 10 times in a row.")
+
+
+def test_a_document_that_gets_further_each_time_does_not(came, ingest, monkeypatch):
+    document = came(TEXT, **EACH)
+    Document.objects.update(deaths=ingestion.DEATHS - 1)
+    for _ in range(2):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            interrupt(patch, ingestion, "embed", die, nth=2)
+            ingest()
+        time_passes()
+    ingest()
+    assert is_whole(document)
+
+
+# deleted meanwhile
+
+
+@pytest.mark.parametrize(("place", "name"), STEPS[:-1])
+@pytest.mark.parametrize("what", ["documents", "collections"])
+def test_what_is_deleted_meanwhile_is_gone(came, ingest, as_ada, collection, monkeypatch, caplog, what, place, name):
+    document = came(TEXT, **EACH)
+    id = document.pk if what == "documents" else collection.pk
+
+    def delete() -> None:
+        assert as_ada.delete(f"/v1/{what}/{id}").status_code == 204
+
+    interrupt(monkeypatch, place, name, delete)
+    ingest()
+    assert nothing_is_left()
+    assert DiscardedFile.objects.get().file == document.file
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+# two workers
+
+
+@pytest.mark.parametrize(("place", "name"), STEPS[:-1])
+def test_of_two_workers_the_slower_one_stores_nothing(came, ingest, monkeypatch, place, name):
+    document = came(TEXT, **EACH)
+    stored: list[int] = []
+
+    def overtake() -> None:
+        time_passes()
+        ingestion.ingest(document.pk)
+        stored.extend(Chunk.objects.values_list("id", flat=True))
+
+    interrupt(monkeypatch, place, name, lambda: beside(overtake))
+    ingest()
+    assert is_whole(document)
+    assert contents(document) == PARAGRAPHS
+    assert sorted(Chunk.objects.values_list("id", flat=True)) == sorted(stored)
+
+
+def test_splitting_by_an_expression_of_ones_own_costs_nobody_the_lease(came, ingest, monkeypatch, settings):
+    settings.INGESTION_LEASE_SECONDS = 0.2
+    document = came(TEXT, **EACH, separators=r"\n+", is_separator_regex="true")
+    due: list[int] = []
+
+    def look() -> None:
+        time.sleep(0.4)
+        due.extend(Document.objects.due(timezone.now()).values_list("id", flat=True))
+
+    interrupt(monkeypatch, splitting, "split", lambda: beside(look))
+    ingest()
+    assert is_whole(document)
+    assert due == []

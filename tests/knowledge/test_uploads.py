@@ -1,0 +1,95 @@
+"""Uploads that wait: answered once the document can be searched, or with the reason why it never will be."""
+
+import threading
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from accounts.models import User
+from knowledge import ingestion
+from knowledge.models import (
+    Collection,
+    Document,
+)
+from tests.knowledge import files as made
+from tests.knowledge.conftest import EMBEDDINGS, found
+from tests.knowledge.documents import AWAY, beside, is_whole, nothing_is_left
+from tests.server import Server
+
+
+@pytest.fixture(scope="module")
+def _hasty(django_db_setup, django_db_blocker) -> Iterator[Server]:
+    with django_db_blocker.unblock():
+        server = Server(OPENGATE_UPLOAD_PATIENCE_SECONDS="0.3", OPENGATE_UPLOAD_WAIT_SECONDS="3").start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def hasty(_hasty: Server, ada: User, key_of, redis_client) -> Iterator[httpx.Client]:
+    """A web process whose uploads wait three seconds at most, and for a model that is away less than one."""
+    with _hasty.client(key_of(ada)) as client:
+        yield client
+
+
+@pytest.fixture
+def at_work(ingest) -> Iterator[None]:
+    """Somebody takes up whatever comes."""
+    ended = threading.Event()
+
+    def work() -> None:
+        while not ended.wait(0.05):
+            ingest()
+
+    thread = threading.Thread(target=lambda: beside(work))
+    thread.start()
+    yield
+    ended.set()
+    thread.join()
+
+
+def post(client: httpx.Client, collection: Collection, content: bytes, name: str) -> httpx.Response:
+    form = {"collection_id": str(collection.pk)}
+    return client.post("/v1/documents", data=form, files={"file": (name, content, "application/octet-stream")})
+
+
+def test_an_upload_is_answered_once_it_can_be_searched(hasty, collection, at_work):
+    response = post(hasty, collection, b"The canteen opens at noon.", "notes.txt")
+    assert response.status_code == 201, response.text
+    (result,) = found(hasty, "When does the canteen open?")
+    assert result["chunk"]["document_id"] == response.json()["id"]
+
+
+def test_an_upload_that_cannot_be_read_is_answered_with_the_reason_and_taken_back(hasty, collection, at_work):
+    response = post(hasty, collection, made.docx(), "notes.pdf")
+    assert (response.status_code, response.json()["detail"]) == (422, "The file is not a PDF.")
+    assert nothing_is_left()
+
+
+def test_an_upload_whose_model_is_away_is_taken_back(hasty, collection, at_work, upstream):
+    upstream.route(EMBEDDINGS, AWAY, status=503)
+    response = post(hasty, collection, b"The canteen opens at noon.", "notes.txt")
+    assert (response.status_code, response.json()["detail"]) == (500, "Vectorization failed: Overloaded.")
+    assert nothing_is_left()
+
+
+def test_an_upload_that_takes_long_is_told_to_come_back(hasty, collection, ingest):
+    response = post(hasty, collection, b"The canteen opens at noon.", "notes.txt")
+    assert response.status_code == 202, response.text
+    ingest()
+    assert is_whole(Document.objects.get(id=response.json()["id"]))
+
+
+def test_an_upload_that_is_deleted_meanwhile_is_not_found(hasty, collection):
+    def delete() -> None:
+        while not (document := Document.objects.first()):
+            time.sleep(0.02)
+        ingestion.delete_document(Document.objects.all(), document.pk)
+
+    thread = threading.Thread(target=lambda: beside(delete))
+    thread.start()
+    response = post(hasty, collection, b"The canteen opens at noon.", "notes.txt")
+    thread.join()
+    assert (response.status_code, response.json()["detail"]) == (404, "Document not found.")

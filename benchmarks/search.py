@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""What a search costs among a hundred thousand chunks, how much of the truly nearest it finds, and what ingestion costs.
+"""What a search among a hundred thousand chunks costs and how much of the nearest it finds, and what ingestion costs.
 
     python benchmarks/search.py [--chunks N] [--rounds N] [--json FILE]
 

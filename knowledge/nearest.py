@@ -63,7 +63,7 @@ def _nearest_in(
     if conditions:
         cursor.execute(
             f"SELECT count(*) FROM (SELECT FROM knowledge_chunk chunk WHERE {conditions} AND "
-            f"collection_id IN ({inside}) LIMIT {2 * indexed}) AS some",
+            f"collection_id IN ({inside}) LIMIT {2 * indexed}) AS kept",
             parameters,
         )
         if not is_worth_an_index(cursor.fetchone()[0], indexed, depth):

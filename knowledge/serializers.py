@@ -11,7 +11,7 @@ from rest_framework.exceptions import ValidationError
 from knowledge.models import Collection, Document, Language, Status, Visibility
 from knowledge.schemas import MAX_NUMBER
 from knowledge.splitting import Options, PresetSeparators
-from opengate.fields import ANY_TEXT, MAX_ID, Constant, List, QueryInteger, Text, Timestamp, invalid, value_error
+from opengate.fields import ANY_TEXT, MAX_ID, TEXT, Constant, List, QueryInteger, Text, Timestamp, invalid, value_error
 from opengate.pagination import ordered_query
 
 MAX_ENTRIES = 10
@@ -25,9 +25,10 @@ MAX_CONTENT = 20 * 1024 * 1024
         "type": "object",
         "minProperties": 1,
         "maxProperties": MAX_ENTRIES,
+        "propertyNames": {"maxLength": MAX_WORD, "pattern": TEXT},
         "additionalProperties": {
             "anyOf": [
-                {"type": "string", "minLength": 1, "maxLength": MAX_WORD},
+                {"type": "string", "minLength": 1, "maxLength": MAX_WORD, "pattern": TEXT},
                 {"type": "number", "minimum": -MAX_NUMBER, "maximum": MAX_NUMBER},
                 {"type": "boolean"},
             ]
@@ -82,6 +83,11 @@ class FormMetadata(Metadata):
         if not isinstance(found, dict):
             value_error("metadata must be a JSON object")
         return super().to_internal_value(found)
+
+
+@extend_schema_field({"type": "string", "format": "binary"})
+class File(serializers.FileField):
+    """A file in a form."""
 
 
 class FormBoolean(serializers.BooleanField):
@@ -185,7 +191,7 @@ class CreatedSerializer(serializers.Serializer):
 class DocumentFormSerializer(serializers.Serializer):
     """A file to read, or a name to append chunks to; how to split it; what is known of it."""
 
-    file = serializers.FileField(
+    file = File(
         required=False,
         allow_empty_file=True,
         max_length=None,

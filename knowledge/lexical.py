@@ -57,7 +57,10 @@ def _ranking(language: str, terms: Sequence[Term], scope: Scope, parameters: dic
     for number, term in enumerate(terms):
         name = f"{language}_{number}"
         parameters[name] = term.query
-        columns.append(f"ts_rank_cd('{{1,1,1,1}}', lexemes, %({name})s::tsquery)::float AS tf_{number}")
+        columns.append(  # to look first costs a quarter of ranking all words of each chunk
+            f"CASE WHEN lexemes @@ %({name})s::tsquery "
+            f"THEN ts_rank_cd('{{1,1,1,1}}', lexemes, %({name})s::tsquery)::float ELSE 0 END AS tf_{number}"
+        )
         found = f"count(*) FILTER (WHERE tf_{number} > 0)"
         weights.append(
             f"{term.weight} * ln(1 + (greatest({chunks}, {found}) - {found} + 0.5) / ({found} + 0.5)) AS idf_{number}"

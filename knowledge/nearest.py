@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import isqrt
 from typing import Any
 
 from django.db.backends.utils import CursorWrapper
@@ -42,32 +43,35 @@ def _nearest_in(
     parameters[f"vector_{space_id}"] = str(asked.vectors[space_id])
     vector = f"%(vector_{space_id})s"
     # A collection that got another space since the query was embedded is still searched in its former one.
+    # (As OR rather than CASE, of which the planner would expect next to nothing.)
     inside = (
         f"SELECT collection.id FROM knowledge_collection collection WHERE {scope.sql} AND "
-        f"CASE WHEN collection.space_id = ANY(%(spaces)s) THEN collection.space_id "
-        f"ELSE collection.previous_space_id END = {space_id}"
+        f"(collection.space_id = {space_id} OR (collection.previous_space_id = {space_id} "
+        "AND (collection.space_id = ANY(%(spaces)s)) IS NOT TRUE))"
     )
+    where = f"space_id = {space_id} AND collection_id IN ({inside})"
     if conditions:
-        chunks = f"SELECT chunk.id FROM knowledge_chunk chunk WHERE {conditions}"
-        where = f"space_id = {space_id} AND collection_id IN ({inside}) AND chunk_id IN ({chunks})"
-    else:
-        where = f"space_id = {space_id} AND collection_id IN ({inside})"
+        where += f" AND chunk_id IN (SELECT chunk.id FROM knowledge_chunk chunk WHERE {conditions})"
+    rows = scope.chunks(space_id)
+    indexed = _indexed(cursor, space_id) if rows > EXACT_ROWS and depth <= MAX_EF_SEARCH // 2 else 0
+    many = worth_an_index(indexed, depth)
+    if conditions and rows > EXACT_ROWS:
+        cursor.execute(
+            f"SELECT chunk.id FROM knowledge_chunk chunk WHERE {conditions} AND "
+            f"collection_id IN ({inside}) LIMIT {many}",
+            parameters,
+        )
+        kept = [row[0] for row in cursor.fetchall()]
+        if len(kept) < many:  # each is looked up: whatever the planner expects, it reads no more than these
+            parameters[f"kept_{space_id}"] = kept
+            where = f"space_id = {space_id} AND collection_id IN ({inside}) AND chunk_id = ANY(%(kept_{space_id})s)"
+            rows = len(kept)
     exact = (
         f"SELECT chunk_id, embedding <=> {vector}::halfvec AS distance FROM knowledge_embedding WHERE {where} "
         f"ORDER BY (embedding <=> {vector}::halfvec) + 0, chunk_id LIMIT %(nearest)s"
     )
-    rows = scope.chunks(space_id)
-    indexed = _indexed(cursor, space_id) if rows > EXACT_ROWS and depth <= MAX_EF_SEARCH // 2 else 0
-    if not is_worth_an_index(rows, indexed, depth):
+    if not indexed or rows < many:
         return exact
-    if conditions:
-        cursor.execute(
-            f"SELECT count(*) FROM (SELECT FROM knowledge_chunk chunk WHERE {conditions} AND "
-            f"collection_id IN ({inside}) LIMIT {2 * indexed}) AS kept",
-            parameters,
-        )
-        if not is_worth_an_index(cursor.fetchone()[0], indexed, depth):
-            return exact
     size = asked.dimensions[space_id]
     typed = f"embedding::halfvec({size}) <=> {vector}::halfvec({size})"
     wide = (
@@ -87,9 +91,13 @@ def _nearest_in(
     )
 
 
-def is_worth_an_index(rows: int, indexed: int, depth: int) -> bool:
-    """Whether to follow the index rather than to compare `rows` vectors out of `indexed` one by one."""
-    return rows > EXACT_ROWS and rows * rows > INDEX_COST * (EF_SEARCH + depth) * indexed > 0
+def worth_an_index(indexed: int, depth: int) -> int:
+    """From how many rows on the index is quicker than comparing one by one, when they are some of `indexed`.
+
+    Of n rows among N, the index leads to about depth * N / n before it has found enough; that is INDEX_COST times as
+    dear as each of n comparisons.
+    """
+    return max(EXACT_ROWS, isqrt(INDEX_COST * (EF_SEARCH + depth) * indexed)) + 1
 
 
 def _indexed(cursor: CursorWrapper, space_id: int) -> int:

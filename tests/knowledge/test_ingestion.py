@@ -1,7 +1,8 @@
 """The way of a document: every one ends, ready or with a sentence."""
 
+import itertools
+import json
 import threading
-import time
 from datetime import timedelta
 
 import pytest
@@ -9,7 +10,7 @@ from django.core.files.base import ContentFile
 from django.utils import timezone
 
 from accounts.models import User
-from knowledge import files, ingestion, parsing, splitting, tidying
+from knowledge import files, ingestion, tidying
 from knowledge.models import (
     DiscardedFile,
     Document,
@@ -19,7 +20,6 @@ from knowledge.models import (
     Word,
 )
 from routing.models import Provider, Router
-from tests.knowledge import files as made
 from tests.knowledge.conftest import DIMENSIONS, EMBEDDINGS, embedding
 from tests.knowledge.documents import (
     AWAY,
@@ -70,7 +70,8 @@ def test_a_model_that_is_too_slow_is_waited_for(add, ingest, upstream):
 def test_a_slow_model_costs_nobody_the_lease(add, upstream, settings):
     settings.INGESTION_LEASE_SECONDS = 0.6
     upstream.route(EMBEDDINGS, embedding, wait=1)
-    ended, due = threading.Event(), []
+    ended = threading.Event()
+    due: list[Document] = []
 
     def look() -> None:
         while not ended.wait(0.05):
@@ -100,8 +101,9 @@ def test_what_goes_on_between_two_outages_is_given_all_tries_again(came, ingest,
     document = came(TEXT, **EACH)
     upstream.route(EMBEDDINGS, AWAY, status=503)
     ingest()
-    answers = iter([embedding, lambda request: Reply([b"{}"], status=503)])
-    upstream.route(EMBEDDINGS, lambda request: next(answers)(request))
+    calls = itertools.count()
+    away = Reply([json.dumps(AWAY).encode()], status=503)
+    upstream.route(EMBEDDINGS, lambda request: away if next(calls) else embedding(request))
     time_passes()
     ingest()
     document.refresh_from_db()
@@ -187,69 +189,6 @@ def test_the_owner_pays_for_each_call(add, ada, embeddings, records):
         (ada.pk, EMBEDDINGS, embeddings.pk)
     }
     assert sum(record.prompt_tokens for record in found) == len(TEXT.split())
-
-
-# splitting
-
-
-def test_a_document_of_which_nothing_is_long_enough_has_no_chunks(add):
-    sentence = "No chunks were extracted from the document."
-    assert failure(add("Short.", chunk_min_size="100")) == (Status.FAILED, 500, sentence)
-
-
-def test_chunks_that_are_too_short_are_left_out(add):
-    document = add("Long enough to stay.\n\nShort.\n\nAnother that may stay.", chunk_size="25", chunk_min_size="10")
-    assert contents(document) == ["Long enough to stay.", "Another that may stay."]
-    assert is_whole(document)
-
-
-def test_without_chunking_all_of_it_is_one_chunk(add):
-    document = add(TEXT * 3, disable_chunking="true", chunk_size="10")
-    assert contents(document) == [TEXT * 3]
-
-
-CODE = "\n\nsub one { 1 }\n\nclass Two:\n    def three(self):\n        return 3\n\nfunction four() { return 4; }\n" * 20
-
-
-@pytest.mark.parametrize("preset", list(splitting.PresetSeparators))
-def test_each_preset_splits_and_loses_no_word(preset):
-    pieces = splitting.split([parsing.Page(CODE, None)], splitting.Options(chunk_size=60, preset_separators=preset))
-    assert "".join("".join(piece.content for piece in pieces).split()) == "".join(CODE.split())
-    assert max(len(piece.content) for piece in pieces) <= 60
-
-
-def test_a_text_is_split_by_separators_of_ones_own(add):
-    assert contents(add("one;two;three", separators=";", chunk_size="5")) == ["one", ";two", ";three"]
-
-
-def test_a_text_is_split_by_an_expression_of_ones_own(add):
-    document = add("Art. 1 One. Art. 2 Two.", separators=r"(?=Art\. \d)", is_separator_regex="true", chunk_size="12")
-    assert contents(document) == ["Art. 1 One. ", "Art. 2 Two."]
-
-
-def test_an_expression_that_takes_for_ever_ends_in_time(add, monkeypatch):
-    monkeypatch.setattr(splitting, "SECONDS", 1)
-    began = time.monotonic()
-    document = add("a" * 5000 + "!", separators="(a+)+$", is_separator_regex="true", chunk_size="10")
-    sentence = "Splitting the document takes more than 1 seconds."
-    assert failure(document) == (Status.FAILED, 422, sentence)
-    assert time.monotonic() - began < 10
-
-
-def test_too_many_chunks_are_refused(add, monkeypatch):
-    monkeypatch.setattr(splitting, "MAX_CHUNKS", 65)
-    sentences = {failure(add(text, chunk_size="32"))[2] for text in (TEXT, "A. " * 1000)}
-    assert sentences == {
-        "The document has more than 65 chunks: choose a larger chunk_size.",
-        "The document would have more than 65 chunks: choose a larger chunk_size.",
-    }
-
-
-def test_chunks_of_a_pdf_know_their_page(add):
-    document = add(made.pdf(), "two pages.pdf", chunk_size="100")
-    pages = [chunk.metadata["page"] for chunk in document.chunks.all()]
-    assert set(pages) == {1, 2}
-    assert pages == sorted(pages)
 
 
 # again, and away

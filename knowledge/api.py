@@ -41,6 +41,7 @@ from knowledge.models import Chunk, Collection, Document, Space, Status, Visibil
 from knowledge.responses import Searches
 from knowledge.schemas import CreateSearch
 from knowledge.tasks import ingest_document, reembed_collection
+from opengate.database import commit
 from opengate.errors import BodyTooLarge
 from opengate.rows import Accepted, LargeJSONParser, RowView, WaitingView, listing, operation
 from routing import snapshot
@@ -100,7 +101,8 @@ class Collections(RowView):
         model = body.pop("model")
         space = Space.objects.of(_router(model, principal)) if model else Space.objects.default()
         language = body.pop("language") or settings.SEARCH_LANGUAGE
-        return Collection.objects.create(owner_id=principal.user_id, space=space, language=language, **body)
+        made = {"owner_id": principal.user_id, "space": space, "language": language, **body}
+        return commit(lambda: Collection.objects.create(**made))
 
     @listing(
         "List collections",
@@ -146,18 +148,21 @@ class OneCollection(RowView):
         """One of your own. With another `model` it is embedded anew in the background, and searched all the while."""
         principal = caller(request)
         changes = {name: value for name, value in body.items() if value is not None}
-        with transaction.atomic():
+        model = changes.pop("model", None)
+
+        def change() -> None:
             rows = Collection.objects.editable_by(principal.user_id).select_for_update(no_key=True)
             collection = rows.filter(id=collection_id).first()
             if collection is None:
                 raise CollectionNotFound
             _check_visibility(principal, changes.get("visibility"))
-            model = changes.pop("model", None)
             for name, value in changes.items():
                 setattr(collection, name, value)
             collection.save()
             if model and reembedding.begin(collection, _router(model, principal)):
                 transaction.on_commit(partial(_send, reembed_collection, collection.pk))
+
+        commit(change)
 
     @operation("Delete a collection", id="delete_collection", refusals=(CollectionNotFound,))
     def delete(self, request: Request, collection_id: int) -> None:
@@ -202,9 +207,8 @@ class Documents(WaitingView):
         collection = _editable(caller(request), body["collection_id"])
         file = body.get("file")
         if file is None:
-            return Document.objects.create(
-                collection=collection, name=body["name"], metadata=body["metadata"], status=Status.READY, progress=1
-            )
+            empty = {"name": body["name"], "metadata": body["metadata"], "status": Status.READY, "progress": 1}
+            return commit(lambda: Document.objects.create(collection=collection, **empty))
         document = _kept(collection, file, body)
         if "respond-async" in request.headers.get("Prefer", "").lower().replace(",", " ").split():
             return Accepted(document)

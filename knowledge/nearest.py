@@ -81,7 +81,7 @@ def _nearest_in(
     with _by_index(cursor, depth):
         cursor.execute(wide, parameters)
         found = cursor.fetchall()
-    if len(found) < min(depth, rows) and conditions:
+    if len(found) < min(depth, rows):
         return exact  # the index gave up before it found enough
     parameters[f"found_{space_id}"] = [row[0] for row in found]
     parameters[f"distances_{space_id}"] = [row[1] for row in found]

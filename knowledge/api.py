@@ -22,6 +22,7 @@ from accounts.authentication import HTTPBearer, caller
 from accounts.models import Permission
 from accounts.permissions import AnyKey
 from accounts.principals import Principal
+from accounts.serializers import CreatedSerializer
 from inference.errors import FeatureNotEnabled
 from inference.responses import CallError
 from knowledge import files, ingestion, reembedding, search
@@ -89,7 +90,7 @@ class Collections(RowView):
         "Create a collection",
         id="create_collection",
         body=shapes.CollectionRequestSerializer,
-        answer=shapes.CreatedSerializer,
+        answer=CreatedSerializer,
         status=201,
         refusals=(PublicCollectionForbidden, ModelNotFound, WrongModelType),
         examples={"request": {"name": "HR", "visibility": "private"}, "response": {"id": 3}},
@@ -187,7 +188,7 @@ class Documents(WaitingView):
         "Add a document",
         id="create_document",
         body=shapes.DocumentFormSerializer,
-        answer=shapes.CreatedSerializer,
+        answer=CreatedSerializer,
         status=201,
         refusals=(
             CollectionNotFound,

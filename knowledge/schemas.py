@@ -37,8 +37,8 @@ def _whole(number: object) -> object:
     return int(number) if isinstance(number, float) and number.is_integer() else number
 
 
-Integer = Annotated[StrictInt, BeforeValidator(_whole)]
-Id = Annotated[Integer, Field(ge=1, le=MAX_ID)]
+WHOLE = BeforeValidator(_whole)  # after the bounds, which the document would not show otherwise
+Id = Annotated[StrictInt, Field(ge=1, le=MAX_ID), WHOLE]
 Ids = Annotated[list[Id], Field(max_length=100, fail_fast=True)]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_QUERY, pattern=NO_NUL)]
 Word = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=255, pattern=NO_NUL)]
@@ -83,12 +83,14 @@ class SearchArgs(BaseModel):
     )
     document_ids: Ids = Field([], description="Only in these documents.")
     metadata_filters: ComparisonFilter | CompoundFilter | None = Field(None, description="Tests of the metadata.")
-    limit: Annotated[Integer, Field(ge=1, le=100)] = Field(10, description="Most results.")
-    offset: Annotated[Integer, Field(ge=0, le=2**31 - 1)] = Field(0, description="How many results to leave out.")
+    limit: Annotated[StrictInt, Field(ge=1, le=100), WHOLE] = Field(10, description="Most results.")
+    offset: Annotated[StrictInt, Field(ge=0, le=2**31 - 1), WHOLE] = Field(
+        0, description="How many results to leave out."
+    )
     method: SearchMethod = Field(
         SearchMethod.SEMANTIC, description="By meaning, by words (BM25), or both (reciprocal rank fusion)."
     )
-    rff_k: Annotated[Integer, Field(ge=0, le=16384)] = Field(60, description="Constant of the fusion.")
+    rff_k: Annotated[StrictInt, Field(ge=0, le=16384), WHOLE] = Field(60, description="Constant of the fusion.")
     score_threshold: Annotated[StrictFloat, Field(ge=0, le=1)] = Field(
         0, description="Least score; only with `semantic`."
     )

@@ -182,12 +182,6 @@ class CollectionQuery(ordered_query("id", "name", "created", "updated")):  # typ
     visibility = serializers.ChoiceField(choices=Visibility.choices, required=False, help_text="Only these.")
 
 
-class CreatedSerializer(serializers.Serializer):
-    """What was made."""
-
-    id = serializers.IntegerField(help_text="Its id.")
-
-
 class DocumentFormSerializer(serializers.Serializer):
     """A file to read, or a name to append chunks to; how to split it; what is known of it."""
 

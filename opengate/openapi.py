@@ -6,7 +6,7 @@ from typing import Any
 
 from drf_spectacular.extensions import OpenApiAuthenticationExtension, OpenApiSerializerFieldExtension
 from drf_spectacular.openapi import AutoSchema
-from drf_spectacular.utils import OpenApiExample, OpenApiResponse, extend_schema
+from drf_spectacular.utils import OpenApiExample, OpenApiResponse, PolymorphicProxySerializer, extend_schema
 from rest_framework import serializers
 from rest_framework.fields import empty
 
@@ -57,6 +57,14 @@ class HTTPValidationErrorSerializer(serializers.Serializer):
     """The request does not validate."""
 
     detail = ValidationErrorSerializer(many=True, help_text="Its faults, one entry each.")
+
+
+# Where a 422 may also be a sentence.
+UNPROCESSABLE = PolymorphicProxySerializer(
+    component_name="Unprocessable",
+    serializers=[HTTPValidationErrorSerializer, ErrorSerializer],
+    resource_type_field_name=None,
+)
 
 
 class RowSchema(AutoSchema):
@@ -113,10 +121,18 @@ def describe(
     """A decorator that attaches the description to a method; `examples` holds a `request` and a `response`."""
     accepted = {202: OpenApiResponse(answer, description="It goes on after the answer.")} if may_accept else {}
     done = OpenApiResponse(answer, description="Done." if answer is None else "The answer.")
+    refusals = list(refusals)
+    sentences = [refusal for refusal in refusals if refusal.status == 422]
     invalid = OpenApiResponse(
-        HTTPValidationErrorSerializer,
+        UNPROCESSABLE if sentences else HTTPValidationErrorSerializer,
         description="The request does not validate.",
-        examples=[OpenApiExample("Faults", value=FAULTS, response_only=True, status_codes=["422"])],
+        examples=[
+            OpenApiExample("Faults", value=FAULTS, response_only=True, status_codes=["422"]),
+            *(
+                OpenApiExample(one.detail, value={"detail": one.detail}, response_only=True, status_codes=["422"])
+                for one in sentences
+            ),
+        ],
     )
     shown = []
     if "request" in examples:
@@ -132,7 +148,7 @@ def describe(
         description=description or f"{summary}.",
         parameters=[query] if query else None,
         request=body,
-        responses={status: done, **accepted, 422: invalid, **refused(refusals)},
+        responses={status: done, **accepted, **refused(refusals), 422: invalid},
         examples=shown,
     )
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from django.db.models import QuerySet
@@ -59,6 +60,7 @@ def page(given: QuerySet[Any] | Counted, query: dict[str, Any]) -> tuple[int, Se
     return total, found[::-1] if is_near_the_end else found
 
 
+@cache
 def list_of(item: type[serializers.Serializer], name: str) -> type[serializers.Serializer]:
     """The envelope of a list of items, for the OpenAPI document; `name` is the component's."""
     return type(

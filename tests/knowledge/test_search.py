@@ -1,5 +1,6 @@
 """Search by each method, with filters, paging and thresholds; what it refuses, and what it is recorded as."""
 
+import threading
 from typing import Any
 
 import pytest
@@ -266,3 +267,27 @@ def test_a_deleted_model_is_told(as_ada, notes):
     assert (response.status_code, response.json()["detail"]) == (
         *(404, "The model of the collection is gone: give it another."),
     )
+
+
+def test_collections_may_go_while_they_are_searched(as_ada, ada, add, collection, embeddings):
+    space = collection.space
+    stop = threading.Event()
+    answers: list[tuple[int, Any]] = []
+
+    def search(method: str) -> None:
+        while not stop.is_set():
+            response = as_ada.post("/v1/search", json={"query": "canteen", "method": method})
+            answers.append((response.status_code, response.text))
+
+    threads = [threading.Thread(target=search, args=[method]) for method in METHODS]
+    for thread in threads:
+        thread.start()
+    for number in range(4):
+        passing = Collection.objects.create(name=str(number), owner=ada, space=space, language="french")
+        add("canteen", collection=passing)
+        assert as_ada.delete(f"/v1/collections/{passing.pk}").status_code == 204
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert {status for status, _ in answers} == {200}
+    assert any("canteen" in text for _, text in answers)

@@ -173,6 +173,8 @@ def refused(refusals: Iterable[APIError]) -> dict[int, OpenApiResponse]:
 
 def open_objects(schemas: dict[str, Any]) -> None:
     """Say of every schema of an object, but the closed ones, that it may hold further fields."""
+    if "Unprocessable" in schemas:
+        schemas["Unprocessable"]["description"] = "Faults of the request, or why it cannot be done."
     for name, schema in schemas.items():
         if schema.get("type") == "object" and name not in CLOSED:
             schema.setdefault("additionalProperties", True)

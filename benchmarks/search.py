@@ -304,7 +304,8 @@ class World:
     def recall(self, vector: np.ndarray, places: list[int], readable: np.ndarray) -> float:
         """Share of the truly nearest; of equally near ones, either is right."""
         halved = vector.astype(np.float16).astype(np.float32)
-        likeness = self.vectors @ halved / np.linalg.norm(self.vectors, axis=1)
+        vectors = self.vectors[: len(self.texts)]
+        likeness = vectors @ halved / np.linalg.norm(vectors, axis=1)
         wanted = min(NEAREST, len(readable))
         least = np.partition(likeness[readable], len(readable) - wanted)[len(readable) - wanted]
         return sum(likeness[place] >= least - 1e-6 for place in places) / wanted

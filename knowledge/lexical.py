@@ -72,7 +72,8 @@ def _ranking(language: str, terms: Sequence[Term], scope: Scope, parameters: dic
         hit_{language} AS MATERIALIZED (
           SELECT chunk_id, {K1} * ({1 - B} + {B} * length / {average}) AS norm, {", ".join(columns)}
           FROM knowledge_lexemes
-          WHERE lexemes @@ %({language})s::tsquery AND language = '{language}' AND collection_id IN ({inside})
+          WHERE lexemes @@ %({language})s::tsquery AND language = '{language}'
+            AND collection_id = ANY(ARRAY({inside}))
         ), weight_{language} AS MATERIALIZED (SELECT {", ".join(weights)} FROM hit_{language}),
         worded_{language} AS (
           SELECT chunk_id, {" + ".join(scores)} AS score FROM hit_{language}, weight_{language}

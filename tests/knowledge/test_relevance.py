@@ -68,7 +68,7 @@ def ranked(
     collection: Collection, query: str, method: str = "lexical", vector: list[float] | None = None, limit: int = PAGE
 ) -> list[tuple[int, float]]:
     """Numbers of the chunks that are found, best first, and their scores."""
-    space = collection.space_id
+    space = collection.space_id or 0
     asked = Asked() if vector is None else Asked(vectors={space: vector}, dimensions={space: len(vector)})
     scope = scope_of(collection.owner_id, [collection.pk])
     found = search.run(Query(query, SearchMethod(method), limit=limit), scope, asked)

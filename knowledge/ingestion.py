@@ -434,7 +434,8 @@ async def outcome(id: int) -> bool:
     whose model is away for UPLOAD_PATIENCE_SECONDS, is taken back.
     """
     started, pause = time.monotonic(), 0.05
-    while (waited := time.monotonic() - started) < settings.UPLOAD_WAIT_SECONDS:
+    troubled: float | None = None
+    while (now := time.monotonic()) - started < settings.UPLOAD_WAIT_SECONDS:
         document = await in_thread(Document.objects.filter(id=id).first)()
         if document is None:
             raise DocumentNotFound
@@ -443,7 +444,8 @@ async def outcome(id: int) -> bool:
         if document.status == Status.FAILED:
             await in_thread(delete_document)(Document.objects.all(), id)
             raise APIError(document.error, status=document.failure)
-        if document.error and waited > settings.UPLOAD_PATIENCE_SECONDS:
+        troubled = (troubled or now) if document.error else None
+        if troubled is not None and now - troubled > settings.UPLOAD_PATIENCE_SECONDS:
             await in_thread(delete_document)(Document.objects.all(), id)
             raise VectorizationFailed(document.error)
         await asyncio.sleep(pause)

@@ -47,8 +47,8 @@ from tests.knowledge.conftest import EMBEDDINGS, embedding, embeddings_router, u
 from tests.server import environment
 from tests.upstream import Received, Reply, Upstream
 
-FILES = int(os.environ.get("OPENGATE_DRILL_FILES", "24"))
-KILLS = int(os.environ.get("OPENGATE_DRILL_KILLS", "3"))
+FILES = int(os.environ.get("OPENGATE_DRILL_FILES", "18"))
+KILLS = int(os.environ.get("OPENGATE_DRILL_KILLS", "2"))
 SEED = int(os.environ.get("OPENGATE_DRILL_SEED", "0")) or random.randrange(1, 10**6)
 SECONDS = 30 + 2 * FILES + 10 * KILLS
 

@@ -1,5 +1,6 @@
 """Uploads that wait: answered once the document can be searched, or with the reason why it never will be."""
 
+import asyncio
 import threading
 import time
 from collections.abc import Iterator
@@ -73,6 +74,22 @@ def test_an_upload_whose_model_is_away_is_taken_back(hasty, collection, at_work,
     response = post(hasty, collection, b"The canteen opens at noon.", "notes.txt")
     assert (response.status_code, response.json()["detail"]) == (500, "Vectorization failed: Overloaded.")
     assert nothing_is_left()
+
+
+def test_a_model_that_is_away_for_a_moment_after_a_long_wait_takes_nothing_back(came, ingest, settings):
+    settings.UPLOAD_PATIENCE_SECONDS = 2
+    document = came("The canteen opens at noon.")
+
+    def work() -> None:
+        time.sleep(2.2)  # in the queue
+        Document.objects.update(error="Overloaded.")
+        time.sleep(0.5)
+        ingest()
+
+    thread = threading.Thread(target=lambda: beside(work))
+    thread.start()
+    assert asyncio.run(ingestion.outcome(document.pk))
+    thread.join()
 
 
 def test_an_upload_that_takes_long_is_told_to_come_back(hasty, collection, ingest):

@@ -270,7 +270,7 @@ def test_a_worker_that_is_killed_again_and_again_doubles_and_loses_nothing(
         assert response.status_code == 202, response.text
         sent[response.json()["id"]] = file
 
-    deleted = set(chance.sample(sorted(sent), len(sent) // 20))
+    deleted = set(chance.sample(sorted(sent), max(1, len(sent) // 20)))
     waiting = sorted(deleted)
     killed = 0
     while killed < KILLS and _unfinished():

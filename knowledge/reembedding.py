@@ -67,6 +67,11 @@ def reembed(id: int, on_progress: Progress = lambda done, total: None) -> bool:
         Collection.objects.filter(id=id).update(lease_expires=None)
 
 
+def rest(id: int) -> None:
+    """Leave the collection alone for a while: what stands in the way may heal."""
+    Collection.objects.filter(_is_free(), id=id).update(lease_expires=_lease())
+
+
 def _lease() -> datetime:
     seconds = max(settings.INGESTION_LEASE_SECONDS, 60)  # a batch may take a model that long
     return timezone.now() + timedelta(seconds=seconds)

@@ -1,5 +1,7 @@
 """Background work of documents."""
 
+import logging
+
 import redis
 from celery import shared_task
 from django.conf import settings
@@ -8,6 +10,9 @@ from django.utils import timezone
 from knowledge import files, indexing, ingestion, reembedding, tidying
 from knowledge.models import Collection, Document
 from opengate import redis as opengate_redis
+from opengate.errors import APIError
+
+logger = logging.getLogger(__name__)
 
 QUEUED = 100  # as many as are worth asking Redis for
 
@@ -34,8 +39,12 @@ def feed_ingestion() -> None:
 
 @shared_task
 def reembed_collection(id: int) -> None:
-    """Give a collection its next space; one that another works on is left to it."""
-    reembedding.reembed(id)
+    """Give a collection its next space; one that another works on is left to it, one that cannot go on rests."""
+    try:
+        reembedding.reembed(id)
+    except APIError as error:
+        logger.warning("Collection %s is not embedded anew: %s", id, error.detail)
+        reembedding.rest(id)
 
 
 @shared_task

@@ -160,7 +160,7 @@ class Environment(BaseModel):
     ingestion_lease_seconds: float = Field(
         30,
         alias="OPENGATE_INGESTION_LEASE_SECONDS",
-        ge=1,
+        ge=2,
         le=3600,
         description="How long after its worker fell silent a document is taken up by another.",
     )

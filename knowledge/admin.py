@@ -48,6 +48,10 @@ class CollectionAdmin(admin.ModelAdmin):
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False  # its owner makes it
 
+    def save_model(self, request: HttpRequest, obj: Collection, form: Any, change: bool) -> None:
+        """What was changed in the form: the rest has moved on meanwhile."""
+        obj.save(update_fields=[*form.changed_data, "updated"])
+
     @admin.display(description="documents")
     def document_count(self, collection: Any) -> SafeString:
         address = f"../document/?collection__id__exact={collection.pk}"

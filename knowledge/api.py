@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Coroutine
 from functools import partial
 from typing import Any
@@ -211,7 +212,7 @@ class Documents(WaitingView):
             empty = {"name": body["name"], "metadata": body["metadata"], "status": Status.READY, "progress": 1}
             return commit(lambda: Document.objects.create(collection=collection, **empty))
         document = _kept(collection, file, body)
-        if "respond-async" in request.headers.get("Prefer", "").lower().replace(",", " ").split():
+        if "respond-async" in re.split(r"[\s,;]+", request.headers.get("Prefer", "").lower()):
             return Accepted(document)
         return _searchable(document)
 

@@ -17,11 +17,22 @@ from usage.models import Endpoint
 T = TypeVar("T")
 
 BATCH = 32  # texts a call
+BATCH_CHARACTERS = 16_384  # of its texts together: some models take a second for two thousand
 Vector = list[float]
 
 
+def fitting(texts: Sequence[str]) -> int:
+    """How many of the texts, from the first on, go into one call; a long one goes alone."""
+    length = 0
+    for number, text in enumerate(texts[:BATCH]):
+        length += len(text)
+        if number and length > BATCH_CHARACTERS:
+            return number
+    return min(len(texts), BATCH)
+
+
 async def embed(principal: Principal, space: Space, texts: Sequence[str]) -> list[Vector]:
-    """One vector of unit length for each text, in order; BATCH texts at most. `space.router` must be loaded.
+    """One vector of unit length for each text, in order; as many as are `fitting`. `space.router` must be loaded.
 
     Raises what stands in a call's way, CollectionModelGone when the space has no model any more, and
     ModelAnswersOtherSize when its vectors are not of this space. A space without dimensions takes these.

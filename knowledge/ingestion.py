@@ -24,7 +24,7 @@ from accounts.errors import InvalidKey
 from accounts.principals import Principal
 from inference.errors import UnreadableAnswer
 from knowledge import files, parsing, splitting
-from knowledge.embedding import BATCH, Vector, embed, in_loop
+from knowledge.embedding import BATCH, Vector, embed, fitting, in_loop
 from knowledge.errors import (
     CollectionModelGone,
     CollectionNotFound,
@@ -166,7 +166,9 @@ def _has_twin(document: Document) -> bool:
     further = STEPS[STEPS.index(Status(document.status)) + 1 :]
     if same.filter(Q(status__in=further) | Q(status=document.status, id__lt=document.pk)).exists():
         raise _PutOff(ELDER_SECONDS)
-    twins = same.filter(Q(metadata__isnull=True) | ~Q(metadata__has_key="page"))  # else the page is the owner's word
+    twins = same.filter(
+        Q(metadata__isnull=True) | ~Q(metadata__has_any_keys=["page", "last_page"])
+    )  # else the page is the owner's word
     twins = twins.filter(status=Status.READY).exclude(id=document.pk).order_by("id")
     twin = twins.first()
     if twin is None:
@@ -181,8 +183,9 @@ def _has_twin(document: Document) -> bool:
                 """
                 INSERT INTO knowledge_draft (document_id, number, content, metadata)
                 SELECT %(id)s, number, content, nullif(
-                  CASE WHEN metadata ? 'page' THEN jsonb_build_object('page', metadata -> 'page') ELSE '{}' END
-                  || coalesce((SELECT metadata FROM knowledge_document WHERE id = %(id)s), '{}'), '{}')
+                  jsonb_strip_nulls(
+                    jsonb_build_object('page', metadata -> 'page', 'last_page', metadata -> 'last_page')
+                  ) || coalesce((SELECT metadata FROM knowledge_document WHERE id = %(id)s), '{}'), '{}')
                 FROM knowledge_chunk WHERE document_id = %(twin)s
                 """,
                 {"id": document.pk, "twin": twin.pk},
@@ -237,8 +240,11 @@ def _parse(document: Document) -> None:
 
 
 def _metadata(document: Document, piece: splitting.Piece) -> dict[str, Any] | None:
-    page = {} if piece.page is None else {"page": piece.page}
-    return page | (document.metadata or {}) or None
+    owns = document.metadata or {}
+    pages: dict[str, Any] = {} if piece.page is None or "page" in owns else {"page": piece.page}
+    if pages and piece.last_page != piece.page:
+        pages["last_page"] = piece.last_page
+    return pages | owns or None
 
 
 def _forget_drafts(document: Document) -> None:
@@ -258,11 +264,12 @@ async def _embed(document: Document) -> None:
     principal = await principals.of_user(document.collection.owner_id)
     done = total - len(drafts)
     async with _kept(document):
-        for start in range(0, len(drafts), BATCH):
-            numbers = drafts[start : start + BATCH]
-            texts = await in_thread(_texts)(document, numbers)
-            vectors = await embed(principal, space, texts)
-            done += len(numbers)
+        while drafts:
+            texts = await in_thread(_texts)(document, drafts[:BATCH])
+            count = fitting(texts)
+            numbers, drafts = drafts[:count], drafts[count:]
+            vectors = await embed(principal, space, texts[:count])
+            done += count
             share = PARSED_SHARE + (1 - PARSED_SHARE) * done / total
             await in_thread(_draft_vectors)(document, space, numbers, vectors, share)
 
@@ -465,9 +472,10 @@ async def append(principal: Principal, document: Document, chunks: Sequence[dict
     while True:
         made: list[NewChunk] = []
         try:
-            for start in range(0, len(chunks), BATCH):
-                batch = chunks[start : start + BATCH]
-                vectors = await embed(principal, space, [chunk["content"] for chunk in batch])
+            while len(made) < len(chunks):
+                texts = [chunk["content"] for chunk in chunks[len(made) :]]
+                batch = chunks[len(made) :][: fitting(texts)]
+                vectors = await embed(principal, space, texts[: len(batch)])
                 pairs = zip(batch, vectors, strict=True)
                 made += [NewChunk(chunk["content"], chunk.get("metadata"), vector) for chunk, vector in pairs]
         except (CollectionModelGone, ModelAnswersOtherSize, UnreadableAnswer) as error:

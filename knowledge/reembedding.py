@@ -9,7 +9,7 @@ from django.db.models import Q, QuerySet
 from django.utils import timezone
 
 from accounts import principals
-from knowledge.embedding import BATCH, Vector, embed, in_loop
+from knowledge.embedding import BATCH, Vector, embed, fitting, in_loop
 from knowledge.ingestion import copy_vectors, take_dimensions
 from knowledge.models import Chunk, Collection, Embedding, Space
 from opengate.database import commit, in_thread
@@ -109,7 +109,8 @@ def _lacking(id: int, after: int) -> tuple[Collection, Space, list[tuple[int, st
             """,
             [id, after, collection.next_space.pk, BATCH],
         )
-        return collection, collection.next_space, cursor.fetchall()
+        chunks = cursor.fetchall()
+        return collection, collection.next_space, chunks[: fitting([content for _, content in chunks])]
 
 
 def _keep(collection: Collection, space: Space, ids: Sequence[int], vectors: Iterable[Vector]) -> tuple[int, int]:

@@ -23,6 +23,7 @@ from usage.accounting import Call
 from usage.models import Endpoint
 
 LEXICAL = "lexical"  # in the usage record of a search that asks no model
+ASKED_CHARACTERS = 8_192  # of a query that a model embeds: more than any reads
 FUSED = 50  # of each method, at least
 
 
@@ -88,7 +89,9 @@ async def _ask(principal: Principal, query: Query, scope: Scope, request_id: str
     for space in await in_thread(_spaces)(scope):
         try:
             call = Call(principal, Endpoint.SEARCH, request_id if not asked.usages else new_request_id())
-            answer = await gateway.embed(call, {"model": model_of(space).name, "input": [query.text]})
+            answer = await gateway.embed(
+                call, {"model": model_of(space).name, "input": [query.text[:ASKED_CHARACTERS]]}
+            )
             asked.usages.append(answer["usage"])
             (asked.vectors[space.pk],) = vectors_in(answer, space)
             asked.dimensions[space.pk] = len(asked.vectors[space.pk])

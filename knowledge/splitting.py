@@ -14,7 +14,8 @@ from knowledge.errors import Unreadable
 from knowledge.parsing import Page
 
 MAX_CHUNKS = 100_000
-SECONDS = 60  # a caller's regular expression may take for ever
+MAX_CHARACTERS = 20 * 1024 * 1024
+SECONDS = 30  # a caller's regular expression may take for ever
 PAGE_BREAK = "\n\n"
 # The one preset that the library names and does not have.
 PERL = [
@@ -89,21 +90,24 @@ class Options:
         """What is wrong with them; nothing when they can be followed."""
         if self.chunk_size < 1:
             return "chunk_size must be greater than 0."
-        if self.chunk_overlap > self.chunk_size:
-            return "chunk_overlap must not be greater than chunk_size."
+        if self.chunk_overlap >= self.chunk_size:
+            return "chunk_overlap must be smaller than chunk_size."
         for separator in self.separators if self.is_separator_regex else ():
             try:
-                re.compile(separator)
+                groups = re.compile(f"({separator})").groups - 1  # as the library uses it
             except (re.error, RecursionError, OverflowError):
                 return f"separators must be regular expressions, and {separator[:100]!r} is none."
+            if groups:
+                return f"separators must have no groups that capture: {separator[:100]!r} has {groups}."
         return ""
 
 
 class Piece(NamedTuple):
-    """A text, and the page it begins on; None where there are no pages."""
+    """A text, and the pages it begins and ends on; None where there are no pages."""
 
     content: str
     page: int | None
+    last_page: int | None
 
 
 def split(pages: Sequence[Page], options: Options) -> list[Piece]:
@@ -113,10 +117,13 @@ def split(pages: Sequence[Page], options: Options) -> list[Piece]:
         starts.append(length)
         length += len(page.markdown) + len(PAGE_BREAK)
     text = PAGE_BREAK.join(page.markdown for page in pages)
+    if len(text) > MAX_CHARACTERS:
+        raise Unreadable(f"The document has more than {MAX_CHARACTERS} characters.")
     found = []
     for start, content in _cut(text, options):
         if content.strip() and len(content) >= options.chunk_min_size:
-            found.append(Piece(content, pages[max(bisect_right(starts, start) - 1, 0)].number))
+            first, last = (pages[max(bisect_right(starts, at) - 1, 0)] for at in (start, start + len(content) - 1))
+            found.append(Piece(content, first.number, last.number))
     return found
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -25,8 +26,12 @@ T = TypeVar("T")
 TRIES = 4
 
 
-def in_thread(function: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]:
+def in_thread(
+    function: Callable[P, T], executor: ThreadPoolExecutor | None = None
+) -> Callable[P, Coroutine[Any, Any, T]]:
     """The async twin of a function that uses the ORM: in a thread, its connection given back to the pool afterwards.
+
+    A function that itself waits for the event loop, which may wait for such a thread, needs an `executor` of its own.
 
     Raises DatabaseAway when Postgres does not answer. Not bound to Django's main thread, so that a slow page of the
     console holds up no call.
@@ -46,7 +51,7 @@ def in_thread(function: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]:
         finally:
             close_old_connections()
 
-    return sync_to_async(with_connection, thread_sensitive=False)
+    return sync_to_async(with_connection, thread_sensitive=False, executor=executor)
 
 
 async def in_time(work: Awaitable[T]) -> T:

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import wraps
 from inspect import isawaitable
@@ -102,6 +103,10 @@ class RowView(APIView):
         return [refusal for part in parts for refusal in getattr(part, "REFUSALS", ())]
 
 
+# A view asks who is calling, and that asks the database in a thread of its own: never of the same pool.
+_views = ThreadPoolExecutor(max_workers=16, thread_name_prefix="view")
+
+
 class WaitingView(RowView):
     """A view whose methods may answer a coroutine, which runs when the thread has gone back to others.
 
@@ -114,7 +119,7 @@ class WaitingView(RowView):
 
         @wraps(view)  # with what drf-spectacular and Django read from it
         async def answer(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-            response: HttpResponseBase = await in_thread(view)(request, *args, **kwargs)
+            response: HttpResponseBase = await in_thread(view, _views)(request, *args, **kwargs)
             if isinstance(response, Unfinished):
                 await response.finish(request)
             return response

@@ -1,6 +1,7 @@
 """Collections, documents and chunks through the API: who may read and write them, and what they take."""
 
 import json
+import socket
 from typing import Any
 
 import pytest
@@ -288,7 +289,9 @@ def test_a_bad_field_of_the_form_is_a_422(as_ada, collection, fields, place):
     ("fields", "words"),
     [
         ({"chunk_size": "0"}, "chunk_size must be greater than 0."),
-        ({"chunk_size": "10", "chunk_overlap": "11"}, "chunk_overlap must not be greater than chunk_size."),
+        ({"chunk_size": "10", "chunk_overlap": "10"}, "chunk_overlap must be smaller than chunk_size."),
+        ({"separators": "(a)|(b)", "is_separator_regex": "true"}, "separators must have no groups that capture"),
+        ({"separators": "(?i)a", "is_separator_regex": "true"}, "separators must be regular expressions"),
         ({"separators": "(", "is_separator_regex": "true"}, "separators must be regular expressions"),
     ],
     ids=str,
@@ -402,3 +405,20 @@ def test_every_language_has_its_words(ada, embeddings):
         document = Document.objects.create(collection=collection, name="x", status="ready")
         Chunk.objects.create(document=document, collection=collection, number=0, content="Été 2026 à Zürich")
         assert "zuri" in Chunk.objects.get(document=document).lexemes.lexemes
+
+
+def test_more_strangers_than_threads_stop_nobody(gateway, as_ada, collection):
+    """A view waits for a look at its key, which takes a thread, too: were they of one pool, all would wait for ever."""
+    body = b'--x\r\nContent-Disposition: form-data; name="name"\r\n\r\nn\r\n--x--\r\n'
+    sockets = [socket.create_connection(("127.0.0.1", gateway.port)) for _ in range(40)]
+    for number, connection in enumerate(sockets):
+        head = f"POST /v1/documents HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer sk-{number:043}\r\n"
+        head += f"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: {len(body)}\r\n\r\n"
+        connection.sendall(head.encode() + body[:-1])
+    for connection in sockets:
+        connection.send(body[-1:])
+    assert as_ada.get("/v1/collections").status_code == 200
+    for connection in sockets:
+        connection.settimeout(20)
+        assert connection.recv(100).startswith(b"HTTP/1.1 401")
+        connection.close()

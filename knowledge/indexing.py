@@ -13,7 +13,7 @@ from knowledge.models import Collection, Space
 logger = logging.getLogger(__name__)
 
 INDEXED_ROWS = 20_000  # fewer are compared one by one in a few milliseconds
-EF_CONSTRUCTION = 128  # twice pgvector's own: the nearest 10 of 100,000 are found for 19 of 20, not for 18
+EF_CONSTRUCTION = 128  # twice pgvector's own
 MAX_DIMENSIONS = 4_000  # of a halfvec that pgvector indexes
 BUILDER = 7_316_502_291  # whoever builds holds this advisory lock
 PROBED_EVERY = timedelta(hours=1)

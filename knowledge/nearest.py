@@ -14,7 +14,7 @@ from knowledge.queries import Asked, Scope
 # as much. Below EXACT_ROWS nothing is worth a thought.
 EXACT_ROWS = 5_000
 INDEX_COST = 16
-EF_SEARCH = 200
+EF_SEARCH = 150
 MAX_EF_SEARCH = 1000
 MAX_SCAN_TUPLES = 40_000
 

@@ -43,7 +43,7 @@ class Filter:
         found = f"(chunk.metadata ->> {key})"
         return {
             FilterType.EQUALS: "(chunk.metadata IS NOT NULL AND knowledge_facets(chunk.metadata) "
-            f"@> jsonb_build_object({key}::text, ({value})::text))",
+            f"@> ARRAY[knowledge_facet({key}::text, ({value})::text)])",
             FilterType.STARTS_WITH: f"starts_with({found}, {value})",
             FilterType.ENDS_WITH: f"right({found}, length({value})) = {value}",
             FilterType.CONTAINS: f"strpos({found}, {value}) > 0",

@@ -33,7 +33,7 @@ imports: $(VENV)/installed-dev ## import-linter: imports point left
 check: lint types imports ## lint, types and imports
 
 fuzz: $(VENV)/installed-dev ## the running server against its OpenAPI document, 500 cases an operation and more
-	OPENGATE_FUZZ_EXAMPLES=500 $(PYTHON) -m pytest -s tests/management/test_schemathesis.py
+	OPENGATE_FUZZ_EXAMPLES=500 OPENGATE_FUZZ_PHASES=examples,coverage,fuzzing $(PYTHON) -m pytest -s tests/management/test_schemathesis.py
 
 drill: $(VENV)/installed-dev ## Redis and Postgres stopped, emptied and restarted for 10 s each, under load
 	OPENGATE_DRILL_SECONDS=10 $(PYTHON) -m pytest -s tests/flows/test_drill.py

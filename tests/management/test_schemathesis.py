@@ -1,7 +1,7 @@
 """The running server against its own OpenAPI document: no 5xx, no status or answer that it does not describe.
 
-`OPENGATE_FUZZ_EXAMPLES` says how many cases are made for each operation, `OPENGATE_FUZZ_PHASES` what else is tried: by the
-suite the examples and a few cases, by CI the bounds as well, by `make fuzz` all of it with five hundred cases.
+`OPENGATE_FUZZ_EXAMPLES` says how many cases are made for each operation, `OPENGATE_FUZZ_PHASES` what else is tried: by
+the suite the examples and a few cases, by CI the bounds as well, by `make fuzz` all of it with five hundred cases.
 """
 
 import os

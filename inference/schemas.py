@@ -19,9 +19,9 @@ from pydantic_core import from_json
 from inference.audio import LANGUAGES
 from knowledge.schemas import SearchTool
 from opengate.errors import InvalidBody
+from opengate.fields import MAX_FAULTS
 
 MAX_INPUT_ECHO = 200
-MAX_FAULTS = 20
 
 
 class ChatCompletionRequest(BaseModel):

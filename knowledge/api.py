@@ -24,6 +24,7 @@ from accounts.models import Permission
 from accounts.permissions import AnyKey
 from accounts.principals import Principal
 from accounts.serializers import CreatedSerializer
+from inference.api import caller as caller_of_call
 from inference.errors import FeatureNotEnabled
 from inference.responses import CallError
 from knowledge import files, ingestion, reembedding, search
@@ -434,8 +435,7 @@ routes = Routes(auth=HTTPBearer())
 )
 async def create_search(request: HttpRequest, body: CreateSearch) -> HttpResponse:
     """Chunks that fit the query, best first, out of what you may read."""
-    principal: Principal = request.auth  # type: ignore[attr-defined]
     request_id: str = request.id  # type: ignore[attr-defined]
-    results, usage = await search.find(principal, body.query_for(body.query), request_id)
+    results, usage = await search.find(caller_of_call(request), body.query_for(body.query), request_id)
     content = {"object": "list", "data": [result.as_search() for result in results], "usage": usage}
     return HttpResponse(to_json(content, inf_nan_mode="null"), content_type="application/json")

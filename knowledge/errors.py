@@ -5,6 +5,14 @@ from typing import Any
 from inference.errors import FeatureNotEnabled
 from opengate.errors import APIError, Conflict
 
+# Statuses of a model that may answer another time.
+HEALING = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+def may_heal(error: APIError) -> bool:
+    """Whether to try again later: not what is said of the model or its answer for good."""
+    return error.status in HEALING and not isinstance(error, VectorizationFailed | ModelAnswersOtherSize)
+
 
 class CollectionNotFound(APIError):
     status = 404

@@ -35,6 +35,7 @@ from knowledge.errors import (
     NoEmbeddingModel,
     Unreadable,
     VectorizationFailed,
+    may_heal,
 )
 from knowledge.kinds import Kind
 from knowledge.models import Chunk, Collection, Document, Draft, DraftEmbedding, Space, Status, lease_time
@@ -49,7 +50,6 @@ STEPS = (Status.PENDING, Status.PARSING, Status.EMBEDDING)
 LONGEST_PAUSE_SECONDS = 300.0
 DEATHS = 10  # of its workers in a row that a document may cause
 UNREADABLE_ANSWERS = 3
-HEALING = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class _Lost(Exception):
@@ -108,9 +108,8 @@ def _fail_or_wait(document: Document, error: APIError) -> None:
     if isinstance(error, InvalidKey):
         _fail(document, Unreadable("The account of the collection's owner is closed."))
         return
-    may_heal = error.status in HEALING and not isinstance(error, VectorizationFailed | ModelAnswersOtherSize)
     tries = UNREADABLE_ANSWERS if isinstance(error, UnreadableAnswer) else settings.INGESTION_TRIES
-    if may_heal and document.tries + 1 < tries:
+    if may_heal(error) and document.tries + 1 < tries:
         _put_off(document, _PutOff(min(2.0**document.tries, LONGEST_PAUSE_SECONDS), _sentence(error)))
     else:
         _fail(document, error if isinstance(error, VectorizationFailed) else VectorizationFailed(_sentence(error)))

@@ -232,14 +232,6 @@ class Document(models.Model):
         )
 
 
-class ChunkQuerySet(models.QuerySet["Chunk"]):
-    def visible_to(self, user_id: int) -> Self:
-        return self.filter(Q(collection__owner_id=user_id) | Q(collection__visibility=Visibility.PUBLIC))
-
-    def editable_by(self, user_id: int) -> Self:
-        return self.filter(collection__owner_id=user_id)
-
-
 class Chunk(models.Model):
     """A piece of a document that is found as one. `number` counts inside the document, from 0."""
 
@@ -249,8 +241,6 @@ class Chunk(models.Model):
     content = models.TextField()
     metadata = models.JSONField(null=True)
     created = models.DateTimeField(auto_now_add=True)
-
-    objects = ChunkQuerySet.as_manager()
 
     class Meta:
         ordering: ClassVar[list[str]] = ["document_id", "number"]

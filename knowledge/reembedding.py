@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 from django.conf import settings
 from django.db import connection, transaction
-from django.db.models import Q, QuerySet
+from django.db.models import F, Q, QuerySet
 from django.utils import timezone
 
 from accounts import principals
@@ -13,10 +13,9 @@ from knowledge.embedding import BATCH, Vector, embed, fitting, in_loop
 from knowledge.ingestion import copy_vectors, take_dimensions
 from knowledge.models import Chunk, Collection, Embedding, Space
 from opengate.database import commit, in_thread
-from opengate.errors import APIError
 from routing.models import Router
 
-# How much of a collection has a vector in its next space, from 0 to 1, and of how many chunks.
+# How many chunks of a collection have a vector in its next space, and how many there are.
 Progress = Callable[[int, int], None]
 
 
@@ -79,7 +78,7 @@ def _lease() -> datetime:
 
 async def _fill(id: int, on_progress: Progress) -> bool:
     """One pass over the chunks without a vector in the next space; False when there is no next space any more."""
-    last, total = 0, 0
+    last, done = 0, await in_thread(_done)(id)
     while True:
         found = await in_thread(_lacking)(id, last)
         if found is None:
@@ -90,8 +89,13 @@ async def _fill(id: int, on_progress: Progress) -> bool:
         principal = await principals.of_user(collection.owner_id)
         vectors = await embed(principal, space, [content for _, content in chunks])
         last = chunks[-1][0]
-        done, total = await in_thread(_keep)(collection, space, [id for id, _ in chunks], vectors)
-        on_progress(done, total)
+        done += await in_thread(_keep)(collection, space, [id for id, _ in chunks], vectors)
+        on_progress(done, collection.chunks)
+
+
+def _done(id: int) -> int:
+    """How many chunks have a vector in the next space."""
+    return Embedding.objects.filter(collection=id, space=F("collection__next_space")).count()
 
 
 def _lacking(id: int, after: int) -> tuple[Collection, Space, list[tuple[int, str]]] | None:
@@ -113,10 +117,10 @@ def _lacking(id: int, after: int) -> tuple[Collection, Space, list[tuple[int, st
         return collection, collection.next_space, chunks[: fitting([content for _, content in chunks])]
 
 
-def _keep(collection: Collection, space: Space, ids: Sequence[int], vectors: Iterable[Vector]) -> tuple[int, int]:
-    """Store vectors of chunks that exist and have none yet; how many the space has, and how many chunks there are."""
+def _keep(collection: Collection, space: Space, ids: Sequence[int], vectors: Iterable[Vector]) -> int:
+    """Store vectors of chunks that exist and have none yet; how many these were."""
 
-    def kept() -> tuple[int, int]:
+    def kept() -> int:
         wanted = set(Chunk.objects.select_for_update(no_key=True).filter(id__in=ids).values_list("id", flat=True))
         wanted -= set(Embedding.objects.filter(chunk__in=wanted, space=space).values_list("chunk_id", flat=True))
         rows = [(id, space.pk, collection.pk, vector) for id, vector in zip(ids, vectors, strict=True) if id in wanted]
@@ -124,13 +128,7 @@ def _keep(collection: Collection, space: Space, ids: Sequence[int], vectors: Ite
             take_dimensions(space, {len(row[-1]) for row in rows})
             copy_vectors("knowledge_embedding (chunk_id, space_id, collection_id, embedding)", "int8 int8 int8", rows)
         Collection.objects.filter(id=collection.pk).update(lease_expires=_lease())
-        with connection.cursor() as cursor:
-            cursor.execute(
-                "SELECT count(*) FROM knowledge_embedding WHERE collection_id = %s AND space_id = %s",
-                [collection.pk, space.pk],
-            )
-            done = cursor.fetchone()[0]
-        return done, Chunk.objects.filter(collection=collection).count()
+        return len(rows)
 
     return commit(kept)
 
@@ -159,8 +157,3 @@ def _switched(id: int) -> bool | None:
         collection.space, collection.next_space = space, None
         collection.save(update_fields=["space", "next_space", "previous_space", "switched"])
         return True
-
-
-def may_heal(error: APIError) -> bool:
-    """Whether to try again later."""
-    return error.status in {408, 425, 429, 500, 502, 503, 504}

@@ -9,6 +9,7 @@ from django.db import transaction
 from tqdm import tqdm
 
 from knowledge import reembedding
+from knowledge.errors import may_heal
 from knowledge.models import Collection
 from opengate.errors import APIError
 from routing.models import ModelType, Router
@@ -83,7 +84,7 @@ class Command(BaseCommand):
                     self.stdout.write(f"{id}: switched.")
                     return True
             except APIError as error:
-                if not reembedding.may_heal(error):
+                if not may_heal(error):
                     self.stderr.write(f"{id}: {error.detail}")
                     return False
                 self.stderr.write(f"{id}: {error.detail} Trying again.")

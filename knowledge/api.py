@@ -27,7 +27,7 @@ from accounts.serializers import CreatedSerializer
 from inference.api import caller as caller_of_call
 from inference.errors import FeatureNotEnabled
 from inference.responses import CallError
-from knowledge import files, ingestion, reembedding, search
+from knowledge import editing, files, ingestion, reembedding, search, vectors
 from knowledge import serializers as shapes
 from knowledge.errors import (
     ChunkNotFound,
@@ -154,8 +154,7 @@ class OneCollection(RowView):
         model = changes.pop("model", None)
 
         def change() -> None:
-            rows = Collection.objects.editable_by(principal.user_id).select_for_update(no_key=True)
-            collection = rows.filter(id=collection_id).first()
+            collection = Collection.objects.editable_by(principal.user_id).locked(collection_id)
             if collection is None:
                 raise CollectionNotFound
             _check_visibility(principal, changes.get("visibility"))
@@ -170,7 +169,7 @@ class OneCollection(RowView):
     @operation("Delete a collection", id="delete_collection", refusals=(CollectionNotFound,))
     def delete(self, request: Request, collection_id: int) -> None:
         """One of your own, with all that is in it."""
-        ingestion.delete_collection(Collection.objects.editable_by(caller(request).user_id), collection_id)
+        editing.delete_collection(Collection.objects.editable_by(caller(request).user_id), collection_id)
 
 
 def _send(task: Any, id: int) -> None:
@@ -249,7 +248,7 @@ def _kept(collection: Collection, file: UploadedFile, body: dict[str, Any]) -> D
     kind = kind_of(name, file.content_type or "")
     if kind is None:
         raise Unreadable("Unsupported file type.")
-    ingestion.space_of(collection)
+    vectors.space_of(collection)
     options = body["options"].as_stored()
     digest = hashlib.sha256(json.dumps([kind, options], sort_keys=True).encode())
     for part in file.chunks():
@@ -304,7 +303,7 @@ class OneDocument(RowView):
     @operation("Delete a document", id="delete_document", refusals=(DocumentNotFound,))
     def delete(self, request: Request, document_id: int) -> None:
         """One of your own, with its chunks."""
-        ingestion.delete_document(Document.objects.editable_by(caller(request).user_id), document_id)
+        editing.delete_document(Document.objects.editable_by(caller(request).user_id), document_id)
 
 
 def _chunks(request: Request, document_id: int) -> QuerySet[Chunk]:
@@ -364,7 +363,7 @@ class Chunks(WaitingView):
 
 
 async def _appended(principal: Principal, document: Document, chunks: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"document_id": document.pk, "ids": await ingestion.append(principal, document, chunks)}
+    return {"document_id": document.pk, "ids": await editing.append(principal, document, chunks)}
 
 
 class OneChunk(RowView):
@@ -385,7 +384,7 @@ class OneChunk(RowView):
     @operation("Delete a chunk", id="delete_chunk", refusals=(DocumentNotFound,))
     def delete(self, request: Request, document_id: int, chunk_id: int) -> None:
         """By its number, of one of your documents; none of that number is no fault."""
-        ingestion.delete_chunk(Document.objects.editable_by(caller(request).user_id), document_id, chunk_id)
+        editing.delete_chunk(Document.objects.editable_by(caller(request).user_id), document_id, chunk_id)
 
 
 class OldChunks(RowView):

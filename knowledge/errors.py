@@ -14,6 +14,15 @@ def may_heal(error: APIError) -> bool:
     return error.status in HEALING and not isinstance(error, VectorizationFailed | ModelAnswersOtherSize)
 
 
+def sentence_of(error: APIError) -> str:
+    """What a refusal says, out of whatever a provider nests it in."""
+    detail = error.detail
+    for name in ("error", "message", "detail"):  # as providers nest them
+        if isinstance(detail, dict) and name in detail:
+            detail = detail[name]
+    return str(detail)[:1000].replace("\x00", "")
+
+
 class CollectionNotFound(APIError):
     status = 404
 

@@ -7,38 +7,32 @@ chunks and vectors come into the collection in one transaction, and only then ca
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 from django.conf import settings
 from django.db import InterfaceError, OperationalError, connection, transaction
-from django.db.models import Q, QuerySet
+from django.db.models import Q
 from django.utils import timezone
-from pgvector import HalfVector
-from pgvector.psycopg import register_vector
 
 from accounts import principals
 from accounts.errors import InvalidKey
-from accounts.principals import Principal
 from inference.errors import UnreadableAnswer
-from knowledge import files, parsing, splitting
+from knowledge import editing, files, parsing, splitting
 from knowledge.embedding import BATCH, Vector, embed, fitting, in_loop
 from knowledge.errors import (
-    CollectionModelGone,
-    CollectionNotFound,
     DocumentNotFound,
-    DocumentUnfinished,
-    ModelAnswersOtherSize,
     NoChunks,
-    NoEmbeddingModel,
     Unreadable,
     VectorizationFailed,
     may_heal,
+    sentence_of,
 )
 from knowledge.kinds import Kind
 from knowledge.models import Chunk, Collection, Document, Draft, DraftEmbedding, Space, Status, lease_time
+from knowledge.vectors import copy_vectors, space_of, take_dimensions
 from opengate.database import commit, in_thread
 from opengate.errors import APIError, DatabaseAway
 
@@ -63,14 +57,6 @@ class _PutOff(Exception):
         super().__init__(reason)
         self.seconds = seconds
         self.reason = reason
-
-
-class NewChunk(NamedTuple):
-    """A chunk to store, and its vector."""
-
-    content: str
-    metadata: dict[str, Any] | None
-    vector: Vector
 
 
 def ingest(id: int) -> None:
@@ -110,22 +96,14 @@ def _fail_or_wait(document: Document, error: APIError) -> None:
         return
     tries = UNREADABLE_ANSWERS if isinstance(error, UnreadableAnswer) else settings.INGESTION_TRIES
     if may_heal(error) and document.tries + 1 < tries:
-        _put_off(document, _PutOff(min(2.0**document.tries, LONGEST_PAUSE_SECONDS), _sentence(error)))
+        _put_off(document, _PutOff(min(2.0**document.tries, LONGEST_PAUSE_SECONDS), sentence_of(error)))
     else:
-        _fail(document, error if isinstance(error, VectorizationFailed) else VectorizationFailed(_sentence(error)))
-
-
-def _sentence(error: APIError) -> str:
-    detail = error.detail
-    for name in ("error", "message", "detail"):  # as providers nest them
-        if isinstance(detail, dict) and name in detail:
-            detail = detail[name]
-    return str(detail)[:1000].replace("\x00", "")
+        _fail(document, error if isinstance(error, VectorizationFailed) else VectorizationFailed(sentence_of(error)))
 
 
 def _fail(document: Document, error: APIError) -> None:
     with transaction.atomic():
-        failed = {"status": Status.FAILED, "error": _sentence(error), "failure": error.status}
+        failed = {"status": Status.FAILED, "error": sentence_of(error), "failure": error.status}
         if Document.objects.held(document).update(**failed, lease=None, lease_expires=None):
             _forget_drafts(document)
 
@@ -281,18 +259,6 @@ def _space(document: Document) -> Space:
     return space_of(collection)
 
 
-def space_of(collection: Collection) -> Space:
-    """The collection's space; one without gets the default. Raises NoEmbeddingModel."""
-    if collection.space is None:
-        space = Space.objects.default()
-        if space is None:
-            raise NoEmbeddingModel
-        Collection.objects.filter(id=collection.pk, space=None).update(space=space)
-        collection.refresh_from_db(fields=["space"])
-    assert collection.space is not None  # it has one now
-    return collection.space
-
-
 def _missing(document: Document, space: Space) -> tuple[int, list[int]]:
     """How many drafts there are, and the numbers of those without a vector in the space."""
     DraftEmbedding.objects.filter(document=document).exclude(space=space).delete()
@@ -319,18 +285,6 @@ def _draft_vectors(
         _keep(document, progress=share, error="", tries=0, deaths=0)
         rows = ((document.pk, number, space.pk, vector) for number, vector in zip(numbers, vectors, strict=True))
         copy_vectors("knowledge_draftembedding (document_id, number, space_id, embedding)", "int8 int4 int8", rows)
-
-
-def copy_vectors(table: str, types: str, rows: Iterable[tuple[Any, ...]]) -> None:
-    """Binary COPY of rows that end with a vector; `table` names the columns, `types` all but the last."""
-    connection.ensure_connection()
-    raw = connection.connection
-    if raw.adapters.types.get("halfvec") is None:
-        register_vector(raw)
-    with connection.cursor() as cursor, cursor.copy(f"COPY {table} FROM STDIN WITH (FORMAT BINARY)") as copy:
-        copy.set_types([*types.split(), "halfvec"])
-        for *values, vector in rows:
-            copy.write_row((*values, HalfVector(vector)))
 
 
 @asynccontextmanager
@@ -377,10 +331,11 @@ def _store(document: Document) -> None:
 
 def _store_locked(document: Document) -> bool:
     """False when the collection was given another space meanwhile, or lacks a vector: there is more to embed."""
-    space = _locked(document.collection_id).space
+    collection = Collection.objects.locked(document.collection_id)
     held = Document.objects.held(document).select_for_update(no_key=True).first()
-    if held is None or space is None:
+    if held is None or collection is None or collection.space is None:
         raise _Lost
+    space = collection.space
     drafts = Draft.objects.filter(document=document).count()
     if not drafts:
         raise NoChunks
@@ -413,23 +368,6 @@ def _store_locked(document: Document) -> bool:
     return True
 
 
-def _locked(collection_id: int) -> Collection:
-    """The collection, locked before any of its documents: so two transactions never wait for each other."""
-    locked = Collection.objects.select_for_update(no_key=True, of=("self",)).select_related("space__router")
-    collection = locked.filter(id=collection_id).first()
-    if collection is None:
-        raise _Lost
-    return collection
-
-
-def take_dimensions(space: Space, found: set[int]) -> None:
-    """The first vectors of a space say how long all are; raises ModelAnswersOtherSize for others."""
-    Space.objects.filter(id=space.pk, dimensions=None).update(dimensions=min(found))
-    expected = Space.objects.values_list("dimensions", flat=True).get(id=space.pk)
-    for size in found - {expected}:
-        raise ModelAnswersOtherSize(size, expected or 0)
-
-
 # who waits for it
 
 
@@ -448,123 +386,12 @@ async def outcome(id: int) -> bool:
         if document.status == Status.READY:
             return True
         if document.status == Status.FAILED:
-            await in_thread(delete_document)(Document.objects.all(), id)
+            await in_thread(editing.delete_document)(Document.objects.all(), id)
             raise APIError(document.error, status=document.failure)
         troubled = (troubled or now) if document.error else None
         if troubled is not None and now - troubled > settings.UPLOAD_PATIENCE_SECONDS:
-            await in_thread(delete_document)(Document.objects.all(), id)
+            await in_thread(editing.delete_document)(Document.objects.all(), id)
             raise VectorizationFailed(document.error)
         await asyncio.sleep(pause)
         pause = min(pause * 1.3, 0.5)
     return False
-
-
-# chunks of the owner's own
-
-
-async def append(principal: Principal, document: Document, chunks: Sequence[dict[str, Any]]) -> list[int]:
-    """Embed chunks (`content`, `metadata`) on the caller's account and append them; their numbers.
-
-    Raises VectorizationFailed, DocumentUnfinished, or DocumentNotFound when it was deleted meanwhile.
-    """
-    space = await in_thread(space_of)(document.collection)
-    while True:
-        made: list[NewChunk] = []
-        try:
-            while len(made) < len(chunks):
-                texts = [chunk["content"] for chunk in chunks[len(made) :]]
-                batch = chunks[len(made) :][: fitting(texts)]
-                vectors = await embed(principal, space, texts[: len(batch)])
-                pairs = zip(batch, vectors, strict=True)
-                made += [NewChunk(chunk["content"], chunk.get("metadata"), vector) for chunk, vector in pairs]
-        except (CollectionModelGone, ModelAnswersOtherSize, UnreadableAnswer) as error:
-            raise VectorizationFailed(_sentence(error)) from error
-        appended = await in_thread(_append)(document, space, made)
-        if isinstance(appended, Space):  # the collection was given another model meanwhile
-            space = appended
-        else:
-            return appended
-
-
-def _append(document: Document, space: Space, chunks: Sequence[NewChunk]) -> list[int] | Space:
-    def appended() -> list[int] | Space:
-        collection = _locked(document.collection_id)
-        locked = Document.objects.select_for_update(no_key=True).filter(id=document.pk).first()
-        if locked is None:
-            raise DocumentNotFound
-        if locked.status != Status.READY:
-            raise DocumentUnfinished
-        if collection.space is not None and collection.space != space:
-            return collection.space
-        last = Chunk.objects.filter(document=document).order_by("-number").values_list("number", flat=True).first()
-        first = 0 if last is None else last + 1
-        rows = [
-            Chunk(
-                document_id=document.pk,
-                collection_id=document.collection_id,
-                number=number,
-                content=chunk.content,
-                metadata=chunk.metadata,
-            )
-            for number, chunk in enumerate(chunks, first)
-        ]
-        Chunk.objects.bulk_create(rows)
-        take_dimensions(space, {len(chunk.vector) for chunk in chunks})
-        vectors = ((row.pk, space.pk, row.collection_id, chunk.vector) for row, chunk in zip(rows, chunks, strict=True))
-        copy_vectors("knowledge_embedding (chunk_id, space_id, collection_id, embedding)", "int8 int8 int8", vectors)
-        Document.objects.filter(id=document.pk).update(edited=True)
-        return [row.number for row in rows]
-
-    try:
-        return commit(appended)
-    except _Lost:
-        raise DocumentNotFound from None
-
-
-# deletion
-
-
-def delete_document(documents: QuerySet[Document], id: int) -> None:
-    """Delete one of the documents; raises DocumentNotFound. Whoever works on it finds out."""
-
-    def delete() -> None:
-        document = documents.filter(id=id).first()
-        if document is None:
-            raise DocumentNotFound
-        _locked(document.collection_id)
-        if not Document.objects.filter(id=id).delete()[0]:
-            raise DocumentNotFound
-
-    _without_loss(delete, DocumentNotFound)
-
-
-def delete_chunk(documents: QuerySet[Document], document_id: int, number: int) -> None:
-    """Delete a chunk of one of the documents, if there is one of that number; raises DocumentNotFound."""
-
-    def delete() -> None:
-        document = documents.filter(id=document_id).first()
-        if document is None:
-            raise DocumentNotFound
-        _locked(document.collection_id)
-        if Chunk.objects.filter(document=document, number=number).delete()[0]:
-            Document.objects.filter(id=document_id).update(edited=True)
-
-    _without_loss(delete, DocumentNotFound)
-
-
-def delete_collection(collections: QuerySet[Collection], id: int) -> None:
-    """Delete one of the collections with all that is in it; raises CollectionNotFound."""
-
-    def delete() -> None:
-        if not collections.filter(id=id).exists():
-            raise CollectionNotFound
-        _locked(id).delete()
-
-    _without_loss(delete, CollectionNotFound)
-
-
-def _without_loss(work: Callable[[], None], missing: type[APIError]) -> None:
-    try:
-        commit(work)
-    except _Lost:
-        raise missing from None

@@ -93,6 +93,11 @@ class CollectionQuerySet(models.QuerySet["Collection"]):
     def editable_by(self, user_id: int) -> Self:
         return self.filter(owner_id=user_id)
 
+    def locked(self, id: int) -> "Collection | None":
+        """One of them, held until the transaction ends; before any of its documents, so that no two wait for ever."""
+        rows = self.select_for_update(no_key=True, of=("self",)).select_related("space__router")
+        return rows.filter(id=id).first()
+
     def described(self) -> Self:
         """With `document_count`, counted for the rows that are shown."""
         counts = Document.objects.filter(collection=OuterRef("pk")).order_by().values("collection")

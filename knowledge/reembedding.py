@@ -10,8 +10,8 @@ from django.utils import timezone
 
 from accounts import principals
 from knowledge.embedding import BATCH, Vector, embed, fitting, in_loop
-from knowledge.ingestion import copy_vectors, take_dimensions
 from knowledge.models import Chunk, Collection, Embedding, Space
+from knowledge.vectors import copy_vectors, take_dimensions
 from opengate.database import commit, in_thread
 from routing.models import Router
 
@@ -136,7 +136,7 @@ def _keep(collection: Collection, space: Space, ids: Sequence[int], vectors: Ite
 def _switched(id: int) -> bool | None:
     """Search the next space from now on; False when it lacks a vector, None when there is none to switch to."""
     with transaction.atomic():
-        collection = Collection.objects.select_for_update(no_key=True).filter(id=id).first()
+        collection = Collection.objects.locked(id)
         if collection is None or collection.next_space is None:
             return None
         with connection.cursor() as cursor:

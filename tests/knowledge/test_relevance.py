@@ -17,9 +17,9 @@ import pytest
 from django.db import connection
 
 from knowledge import search
-from knowledge.ingestion import copy_vectors
 from knowledge.models import Chunk, Collection, Document, Space, Status
 from knowledge.queries import Asked, Query, SearchMethod, scope_of
+from knowledge.vectors import copy_vectors
 from opengate import localmodels
 from tests.flows.test_real_model import serving
 

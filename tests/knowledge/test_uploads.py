@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from accounts.models import User
-from knowledge import ingestion
+from knowledge import editing, ingestion
 from knowledge.models import (
     Collection,
     Document,
@@ -103,7 +103,7 @@ def test_an_upload_that_is_deleted_meanwhile_is_not_found(hasty, collection):
     def delete() -> None:
         while not (document := Document.objects.first()):
             time.sleep(0.02)
-        ingestion.delete_document(Document.objects.all(), document.pk)
+        editing.delete_document(Document.objects.all(), document.pk)
 
     thread = threading.Thread(target=lambda: beside(delete))
     thread.start()

@@ -19,11 +19,10 @@ from pydantic import (
 )
 
 from knowledge.queries import Filter, FilterType, Query, SearchMethod
-from opengate.fields import MAX_ID
+from opengate.fields import MAX_ID, TEXT
 
 MAX_NUMBER = 9_999_999_999_999_999
 MAX_QUERY = 100_000
-NO_NUL = r"^[^\x00]*$"
 
 
 def _within(number: int | float) -> int | float:
@@ -40,8 +39,8 @@ def _whole(number: object) -> object:
 WHOLE = BeforeValidator(_whole)  # after the bounds, which the document would not show otherwise
 Id = Annotated[StrictInt, Field(ge=1, le=MAX_ID), WHOLE]
 Ids = Annotated[list[Id], Field(max_length=100, fail_fast=True)]
-Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_QUERY, pattern=NO_NUL)]
-Word = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=255, pattern=NO_NUL)]
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_QUERY, pattern=TEXT)]
+Word = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=255, pattern=TEXT)]
 Number = Annotated[
     StrictInt | StrictFloat,
     AfterValidator(_within),

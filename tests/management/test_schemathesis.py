@@ -2,6 +2,7 @@
 
 `OPENGATE_FUZZ_EXAMPLES` says how many cases are made for each operation, `OPENGATE_FUZZ_PHASES` what else is tried: by
 the suite the examples and a few cases, by CI the bounds as well, by `make fuzz` all of it with five hundred cases.
+`OPENGATE_FUZZ_SEED` makes other cases.
 """
 
 import os
@@ -20,6 +21,7 @@ from tests.server import ROOT
 from tests.upstream import Reply
 from usage.models import Limit
 
+SEED = os.environ.get("OPENGATE_FUZZ_SEED", "1")
 EXAMPLES = os.environ.get("OPENGATE_FUZZ_EXAMPLES", "10")
 PHASES = os.environ.get("OPENGATE_FUZZ_PHASES", "examples,fuzzing")
 # By the upstream's path: names in the examples, the type of model, what the upstream says.
@@ -76,7 +78,7 @@ def test_the_server_keeps_to_its_own_document(gateway, key, tmp_path):
     command = [sys.executable, "-m", "schemathesis.cli", "--config-file", config]
     command += ["run", f"{gateway.url}/openapi.json", "--header", f"Authorization: Bearer {key}"]
     command += ["--phases", PHASES, "--max-examples", EXAMPLES, "--checks", "all"]
-    command += ["--continue-on-failure", "--request-timeout", "30", "--seed", "1"]
+    command += ["--continue-on-failure", "--request-timeout", "30", "--seed", SEED]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     print(ran.stdout[ran.stdout.find("SUMMARY") :])
     assert ran.returncode == 0, ran.stdout[-20_000:] + ran.stderr[-2000:]

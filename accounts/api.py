@@ -36,7 +36,7 @@ from accounts.errors import (
 )
 from accounts.models import Key, Organization, Role, User
 from accounts.permissions import Administers, AnyKey
-from opengate.database import commit
+from opengate.database import commit, found, locked
 from opengate.errors import APIError
 from opengate.rows import RowView, listing, operation
 from routing.errors import RouterNotFound
@@ -63,19 +63,6 @@ def _user_counts(rows: QuerySet[Any], field: str) -> QuerySet[Any]:
     """Rows with `user_count`; counted for the rows that are shown, not for all."""
     counts = User.objects.filter(**{field: OuterRef("pk")}).order_by().values(field).annotate(count=Count("pk"))
     return rows.annotate(user_count=Coalesce(Subquery(counts.values("count")), 0))
-
-
-def _found(rows: QuerySet[Any], id: int, missing: type[APIError]) -> Any:
-    """The row with that id; raises `missing`."""
-    row = rows.filter(pk=id).first()
-    if row is None:
-        raise missing
-    return row
-
-
-def _locked(rows: QuerySet[Any], id: int, missing: type[APIError]) -> Any:
-    """The row with that id, held until the transaction ends; raises `missing`."""
-    return _found(rows.select_for_update(no_key=True), id, missing)
 
 
 class Organizations(RowView):
@@ -119,8 +106,7 @@ class OneOrganization(RowView):
     )
     def get(self, request: Request, organization: int) -> Organization:
         rows = _user_counts(Organization.objects.all(), "organization")
-        found: Organization = _found(rows, organization, OrganizationNotFound)
-        return found
+        return found(rows, organization, OrganizationNotFound)
 
     @operation(
         "Change an organization",
@@ -131,7 +117,7 @@ class OneOrganization(RowView):
     )
     def patch(self, request: Request, organization: int, body: dict[str, Any]) -> None:
         def change() -> None:
-            row = _locked(Organization.objects.all(), organization, OrganizationNotFound)
+            row = locked(Organization.objects.all(), organization, OrganizationNotFound)
             row.name = body.get("name") or row.name
             row.save()
 
@@ -145,7 +131,7 @@ class OneOrganization(RowView):
 
         def remove() -> None:
             try:
-                _found(Organization.objects.all(), organization, OrganizationNotFound).delete()
+                found(Organization.objects.all(), organization, OrganizationNotFound).delete()
             except ProtectedError:
                 raise OrganizationHasUsers from None
 
@@ -199,8 +185,7 @@ class OneRole(RowView):
         examples={"response": ROLE | DATES},
     )
     def get(self, request: Request, role: int) -> Role:
-        found: Role = _found(_user_counts(Role.objects.prefetch_related("limits"), "role"), role, RoleNotFound)
-        return found
+        return found(_user_counts(Role.objects.prefetch_related("limits"), "role"), role, RoleNotFound)
 
     @operation(
         "Change a role",
@@ -213,7 +198,7 @@ class OneRole(RowView):
         """Limits and permissions that are given replace all former ones."""
 
         def change() -> None:
-            row: Role = _locked(Role.objects.all(), role, RoleNotFound)
+            row: Role = locked(Role.objects.all(), role, RoleNotFound)
             row.name = body.get("name") or row.name
             if body.get("permissions") is not None:
                 row.permissions = body["permissions"]
@@ -229,7 +214,7 @@ class OneRole(RowView):
 
         def remove() -> None:
             try:
-                _found(Role.objects.all(), role, RoleNotFound).delete()
+                found(Role.objects.all(), role, RoleNotFound).delete()
             except ProtectedError:
                 raise RoleHasUsers from None
 
@@ -266,7 +251,7 @@ class Users(RowView):
                 email=_email(body["email"]),
                 name=body["name"],
                 password=hashed,
-                role=_found(Role.objects.all(), body["role"], RoleNotFound),
+                role=found(Role.objects.all(), body["role"], RoleNotFound),
                 organization=_organization(body["organization"]),
                 expires=body["expires"],
                 priority=body["priority"],
@@ -294,7 +279,7 @@ class Users(RowView):
 
 
 def _organization(id: int | None) -> Organization | None:
-    return None if id is None else _found(Organization.objects.all(), id, OrganizationNotFound)
+    return None if id is None else found(Organization.objects.all(), id, OrganizationNotFound)
 
 
 class OneUser(RowView):
@@ -309,8 +294,7 @@ class OneUser(RowView):
         examples={"response": USER | DATES | {"priority": 0}},
     )
     def get(self, request: Request, user: int) -> User:
-        found: User = _found(User.objects.select_related("account"), user, UserNotFound)
-        return found
+        return found(User.objects.select_related("account"), user, UserNotFound)
 
     @operation(
         "Change a user",
@@ -330,10 +314,10 @@ class OneUser(RowView):
         """Leaving out `organization`, `budget` or `expires` clears it; leaving out another field leaves it as it is."""
 
         def change() -> None:
-            row: User = _locked(User.objects.all(), user, UserNotFound)
+            row: User = locked(User.objects.all(), user, UserNotFound)
             _change_account(row, body)
             if body.get("role") is not None:
-                row.role = _found(Role.objects.all(), body["role"], RoleNotFound)
+                row.role = found(Role.objects.all(), body["role"], RoleNotFound)
             if body.get("priority") is not None:
                 row.priority = body["priority"]
             row.organization = _organization(body["organization"])
@@ -353,7 +337,7 @@ class OneUser(RowView):
 
         def remove() -> None:
             try:
-                _found(User.objects.all(), user, UserNotFound).delete()
+                found(User.objects.all(), user, UserNotFound).delete()
             except ProtectedError as error:
                 raise _owned(error) from None
 
@@ -381,7 +365,7 @@ def _owned(error: ProtectedError) -> UserOwns:
 
 def _issue(user_id: int, name: str, expires: datetime | None) -> tuple[Key, str]:
     """A new key of a user; raises UserNotFound or KeyLivesTooLong."""
-    return commit(lambda: Key.objects.issue(_found(User.objects.all(), user_id, UserNotFound), name, expires))
+    return commit(lambda: Key.objects.issue(found(User.objects.all(), user_id, UserNotFound), name, expires))
 
 
 class Tokens(RowView):
@@ -428,8 +412,7 @@ class OneToken(RowView):
         examples={"response": TOKEN | {"created": CREATED}},
     )
     def get(self, request: Request, token: int) -> Key:
-        found: Key = _found(Key.objects.unexpired(), token, TokenNotFound)
-        return found
+        return found(Key.objects.unexpired(), token, TokenNotFound)
 
     @operation("Delete a token", id="delete_token", query=shapes.OwnerQuery, refusals=(TokenNotFound,))
     def delete(self, request: Request, token: int, query: dict[str, Any]) -> None:
@@ -439,7 +422,7 @@ class OneToken(RowView):
 
 
 def _delete_key(rows: QuerySet[Key], id: int) -> None:
-    commit(lambda: _found(rows, id, TokenNotFound).delete())
+    commit(lambda: found(rows, id, TokenNotFound).delete())
 
 
 class MyInfo(RowView):
@@ -473,10 +456,9 @@ class MyInfo(RowView):
     def get(self, request: Request) -> User:
         """Answers also when the account has expired."""
         budgets.refill_due(timezone.now(), user_id=caller(request).user_id)
-        user: Any = _found(User.objects.select_related("role", "account"), caller(request).user_id, UserNotFound)
-        user.open_limits = Limit.objects.filter(role=user.role).exclude(value=0)
-        found: User = user
-        return found
+        user = found(User.objects.select_related("role", "account"), caller(request).user_id, UserNotFound)
+        user.open_limits = Limit.objects.filter(role=user.role).exclude(value=0)  # type: ignore[attr-defined]
+        return user
 
     @operation(
         "Change your account",
@@ -489,7 +471,7 @@ class MyInfo(RowView):
         """Name, e-mail and password. A new password takes the current one, where there is one."""
 
         def change() -> None:
-            row: User = _locked(User.objects.all(), caller(request).user_id, UserNotFound)
+            row: User = locked(User.objects.all(), caller(request).user_id, UserNotFound)
             if body.get("password") is not None and row.has_usable_password():
                 row.check_current_password(body.get("current_password"))
             _change_account(row, body)
@@ -542,8 +524,7 @@ class OneKey(RowView):
     )
     def get(self, request: Request, key: int) -> Key:
         rows = Key.objects.unexpired().filter(user=caller(request).user_id)
-        found: Key = _found(rows, key, TokenNotFound)
-        return found
+        return found(rows, key, TokenNotFound)
 
     @operation("Delete a key of yours", id="delete_my_key", refusals=(TokenNotFound,))
     def delete(self, request: Request, key: int) -> None:
@@ -576,7 +557,7 @@ class Login(RowView):
         user_logged_in.send(sender=User, request=http_request, user=user)
 
         def open_playground() -> tuple[Key, str]:
-            return Key.objects.open_playground(_locked(User.objects.all(), user.pk, UserNotFound))
+            return Key.objects.open_playground(locked(User.objects.all(), user.pk, UserNotFound))
 
         http_request.user = user
         key, text = commit(open_playground)

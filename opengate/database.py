@@ -1,4 +1,4 @@
-"""The one bridge from async code to the ORM, and one way to commit what may clash with others."""
+"""The one bridge from async code to the ORM, a row or the refusal, and one way to commit what may clash with others."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
@@ -16,12 +16,14 @@ from django.db import (
     close_old_connections,
     transaction,
 )
+from django.db.models import Model, QuerySet
 from psycopg.errors import DeadlockDetected, ForeignKeyViolation, ReadOnlySqlTransaction, UniqueViolation
 
 from opengate.errors import APIError, Conflict, DatabaseAway
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Row = TypeVar("Row", bound=Model)
 
 TRIES = 4
 
@@ -65,6 +67,19 @@ async def in_time(work: Awaitable[T]) -> T:
         task.add_done_callback(lambda task: task.cancelled() or task.exception())
         raise DatabaseAway
     return task.result()
+
+
+def found(rows: QuerySet[Row], id: int, missing: APIError | type[APIError]) -> Row:
+    """The row with that id; raises `missing`."""
+    row = rows.filter(pk=id).first()
+    if row is None:
+        raise missing
+    return row
+
+
+def locked(rows: QuerySet[Row], id: int, missing: APIError | type[APIError]) -> Row:
+    """The row with that id, held until the transaction ends; raises `missing`."""
+    return found(rows.select_for_update(no_key=True), id, missing)
 
 
 def commit(work: Callable[[], T], *, taken: Callable[[], APIError] | None = None) -> T:

@@ -10,7 +10,7 @@ from rest_framework.request import Request
 from accounts.authentication import caller
 from accounts.permissions import AdministersModels
 from inference import discovery
-from opengate.database import commit
+from opengate.database import commit, found, locked
 from opengate.errors import InvalidBody
 from opengate.rows import RowView, listing, operation
 from routing import serializers as shapes
@@ -70,17 +70,6 @@ PROVIDER = {name: value for name, value in NEW_PROVIDER.items() if name != "rout
 CLEARABLE = ("qos_metric", "qos_limit", "cost_prompt_tokens", "cost_completion_tokens")
 
 
-def _router(rows: QuerySet[Router], id: int) -> Router:
-    router = rows.filter(pk=id).first()
-    if router is None:
-        raise RouterNotFound(id)
-    return router
-
-
-def _locked_router(id: int) -> Router:
-    return _router(Router.objects.select_for_update(no_key=True), id)
-
-
 class Routers(RowView):
     tag = "Admin"
     permission_classes = (AdministersModels,)
@@ -129,7 +118,7 @@ class OneRouter(RowView):
         examples={"response": ROUTER},
     )
     def get(self, request: Request, router: int) -> Router:
-        return _router(Router.objects.described(), router)
+        return found(Router.objects.described(), router, RouterNotFound(router))
 
     @operation(
         "Change a router",
@@ -149,7 +138,7 @@ class OneRouter(RowView):
         aliases = given.pop("aliases", None)
 
         def change() -> None:
-            row = _locked_router(router)
+            row = locked(Router.objects.all(), router, RouterNotFound(router))
             for name, value in given.items():
                 setattr(row, name, value)
             if "type" in given:
@@ -158,7 +147,7 @@ class OneRouter(RowView):
             row.rename(row.name, aliases)
 
         def conflict() -> Any:
-            row = _router(Router.objects.all(), router)
+            row = found(Router.objects.all(), router, RouterNotFound(router))
             return row.name_conflict(given.get("name", row.name), aliases or ())
 
         commit(change, taken=conflict)
@@ -174,7 +163,7 @@ class OneRouter(RowView):
         """Its providers, aliases and limits go too; usage stays. Answers what it was."""
 
         def remove() -> Router:
-            row = _router(Router.objects.described(), router)
+            row = found(Router.objects.described(), router, RouterNotFound(router))
             row.delete()
             row.pk = router
             return row
@@ -205,17 +194,18 @@ class Providers(RowView):
     def post(self, request: Request, body: dict[str, Any]) -> Provider:
         """The upstream is asked first: for the model's context length, and for the size of its vectors."""
         router_id = body.pop("router")
-        router = _router(Router.objects.all(), router_id)
+        router = found(Router.objects.all(), router_id, RouterNotFound(router_id))
         provider = Provider(router=router, user_id=caller(request).user_id, **body)
         if not router.serves(provider.type):
             raise InvalidProviderType(provider.type, router.type)
         close_old_connections()  # an upstream may be slow, and connections are few
-        found = async_to_sync(discovery.discover)(provider, router.type)
-        body |= {"max_context_length": found.max_context_length, "vector_size": found.vector_size}
+        model = async_to_sync(discovery.discover)(provider, router.type)
+        body |= {"max_context_length": model.max_context_length, "vector_size": model.vector_size}
 
         def create() -> Provider:
-            row = Provider(router=_locked_router(router_id), user_id=caller(request).user_id, **body)
-            row.router.require_fit(row)
+            router = locked(Router.objects.all(), router_id, RouterNotFound(router_id))
+            row = Provider(router=router, user_id=caller(request).user_id, **body)
+            router.require_fit(row)
             row.save()
             return row
 
@@ -233,13 +223,6 @@ class Providers(RowView):
         return Provider.objects.filter(router=query["router"]) if "router" in query else Provider.objects.all()
 
 
-def _provider(rows: QuerySet[Provider], id: int, missing: ProviderNotFound) -> Provider:
-    provider = rows.filter(pk=id).first()
-    if provider is None:
-        raise missing
-    return provider
-
-
 class OneProvider(RowView):
     tag = "Admin"
     permission_classes = (AdministersModels,)
@@ -252,7 +235,7 @@ class OneProvider(RowView):
         examples={"response": PROVIDER | {"object": "provider"}},
     )
     def get(self, request: Request, provider: int) -> Provider:
-        return _provider(Provider.objects.all(), provider, ProviderNotFound())
+        return found(Provider.objects.all(), provider, ProviderNotFound())
 
     @operation(
         "Change a provider",
@@ -275,14 +258,14 @@ class OneProvider(RowView):
         moves_to = given.pop("router", None)
 
         def change() -> None:
-            row = _provider(Provider.objects.select_for_update(no_key=True), provider, ProviderNotFound())
+            row = locked(Provider.objects.all(), provider, ProviderNotFound())
             for name, value in given.items():
                 setattr(row, name, value)
             if row.qos_metric and row.qos_limit is None:
                 message = f"Value error, {shapes.QOS_NEEDS_LIMIT}"
                 raise InvalidBody([{"type": "value_error", "loc": ["body"], "msg": message}])
             if moves_to not in (None, row.router_id):
-                row.router = _locked_router(moves_to)
+                row.router = locked(Router.objects.all(), moves_to, RouterNotFound(moves_to))
                 row.router.require_fit(row, moving=True)
             row.save()
 
@@ -299,7 +282,7 @@ class OneProvider(RowView):
         """Answers what it was."""
 
         def remove() -> Provider:
-            row = _provider(Provider.objects.all(), provider, ProviderNotFound(provider))
+            row = found(Provider.objects.all(), provider, ProviderNotFound(provider))
             row.delete()
             row.pk = provider
             return row

@@ -6,11 +6,12 @@ from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.template.defaultfilters import filesizeformat
+from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from knowledge import indexing
-from knowledge.models import Chunk, Collection, Document, Space, Status
+from knowledge.models import Chunk, Collection, Document, DocumentQuerySet, Space
 from usage.admin import ReadOnlyAdmin
 
 
@@ -54,7 +55,7 @@ class CollectionAdmin(admin.ModelAdmin):
 
     @admin.display(description="documents")
     def document_count(self, collection: Any) -> SafeString:
-        address = f"../document/?collection__id__exact={collection.pk}"
+        address = reverse("admin:knowledge_document_changelist", query={"collection__id__exact": collection.pk})
         return format_html('<a href="{}">{}</a>', address, collection.document_count)
 
     @admin.display(description="model", empty_value="none")
@@ -87,16 +88,13 @@ class DocumentAdmin(admin.ModelAdmin):
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
 
-    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest | None = None) -> bool:
-        return lookup == "collection__id__exact" or super().lookup_allowed(lookup, value, request)  # type: ignore[arg-type]
-
     @admin.display(description="status", ordering="status")
     def state(self, document: Document) -> str:
         return document.status if document.is_finished else f"{document.status}, {document.progress:.0%}"
 
     @admin.display(description="chunks")
     def chunk_count(self, document: Any) -> SafeString:
-        address = f"/admin/knowledge/chunk/?document__id__exact={document.pk}"
+        address = reverse("admin:knowledge_chunk_changelist", query={"document__id__exact": document.pk})
         return format_html('<a href="{}">{}</a>', address, document.chunk_count)
 
     @admin.display(description="size", ordering="size")
@@ -104,11 +102,8 @@ class DocumentAdmin(admin.ModelAdmin):
         return filesizeformat(document.size)
 
     @admin.action(description="Try again those that failed", permissions=["change"])
-    def retry(self, request: HttpRequest, queryset: QuerySet[Document]) -> None:
-        failed = [document for document in queryset if document.status == Status.FAILED]
-        for document in failed:
-            document.retry()
-        self.message_user(request, f"{len(failed)} documents begin anew.", messages.SUCCESS)
+    def retry(self, request: HttpRequest, queryset: DocumentQuerySet) -> None:
+        self.message_user(request, f"{queryset.retry()} documents begin anew.", messages.SUCCESS)
 
 
 @admin.register(Chunk)
@@ -121,9 +116,6 @@ class ChunkAdmin(ReadOnlyAdmin):
     search_fields = ("=document__id",)
     search_help_text = "The id of a document."
     fields = readonly_fields = ("document", "collection", "number", "content", "metadata", "created")
-
-    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest | None = None) -> bool:
-        return lookup == "document__id__exact" or super().lookup_allowed(lookup, value, request)  # type: ignore[arg-type]
 
     @admin.display(description="content")
     def beginning(self, chunk: Chunk) -> str:

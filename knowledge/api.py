@@ -1,7 +1,5 @@
 """Collections, documents and chunks as rows, and the search in them, a call."""
 
-import hashlib
-import json
 import logging
 import re
 from collections.abc import Coroutine
@@ -10,8 +8,7 @@ from typing import Any
 
 from asgiref.sync import async_to_sync
 from django.conf import settings
-from django.core.files.uploadedfile import UploadedFile
-from django.db import IntegrityError, transaction
+from django.db import transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from ninja import Router as Routes
@@ -27,7 +24,7 @@ from accounts.serializers import CreatedSerializer
 from inference.api import caller as caller_of_call
 from inference.errors import FeatureNotEnabled
 from inference.responses import CallError
-from knowledge import editing, files, ingestion, reembedding, search, vectors
+from knowledge import editing, reembedding, search, uploads
 from knowledge import serializers as shapes
 from knowledge.errors import (
     ChunkNotFound,
@@ -39,12 +36,11 @@ from knowledge.errors import (
     Unreadable,
     VectorizationFailed,
 )
-from knowledge.kinds import kind_of
 from knowledge.models import Chunk, Collection, Document, Space, Status, Visibility
 from knowledge.responses import Searches
 from knowledge.schemas import CreateSearch
 from knowledge.tasks import ingest_document, reembed_collection
-from opengate.database import commit
+from opengate.database import commit, found
 from opengate.errors import BodyTooLarge
 from opengate.rows import Accepted, LargeJSONParser, RowView, WaitingView, listing, operation
 from routing import snapshot
@@ -67,16 +63,13 @@ CHUNK |= {"metadata": {"page": 1, "year": 2026}, "created": CREATED}
 def _router(name: str, principal: Principal) -> Router:
     """The model of that name; raises ModelNotFound, RouterClosed, or WrongModelType if it does not embed."""
 
-    async def found() -> int:
+    async def resolved() -> int:
         router = (await snapshot.latest()).find(name)
         (await limits.grants()).of(principal.role_id, router)
         snapshot.require_type(router, {ModelType.TEXT_EMBEDDINGS_INFERENCE})
         return router.id
 
-    router = Router.objects.filter(id=async_to_sync(found)()).first()
-    if router is None:
-        raise ModelNotFound
-    return router
+    return found(Router.objects.all(), async_to_sync(resolved)(), ModelNotFound)
 
 
 def _check_visibility(principal: Principal, visibility: str | None) -> None:
@@ -135,10 +128,7 @@ class OneCollection(RowView):
     def get(self, request: Request, collection_id: int) -> Collection:
         """One of your own, or one that is public."""
         rows = Collection.objects.visible_to(caller(request).user_id).described()
-        collection = rows.filter(id=collection_id).first()
-        if collection is None:
-            raise CollectionNotFound
-        return collection
+        return found(rows, collection_id, CollectionNotFound)
 
     @operation(
         "Change a collection",
@@ -206,12 +196,20 @@ class Documents(WaitingView):
         """Read a file into one of your collections: parse, split, embed. Answered when the document can be searched;
         with `Prefer: respond-async` at once, with 202, and `GET /v1/documents/{id}` tells how far it is. Without a file
         the document is empty, and takes chunks."""
-        collection = _editable(caller(request), body["collection_id"])
+        rows = Collection.objects.editable_by(caller(request).user_id).select_related("space__router")
+        collection = found(rows, body["collection_id"], CollectionNotFound)
         file = body.get("file")
         if file is None:
             empty = {"name": body["name"], "metadata": body["metadata"], "status": Status.READY, "progress": 1}
             return commit(lambda: Document.objects.create(collection=collection, **empty))
-        document = _kept(collection, file, body)
+        document = uploads.receive(
+            collection,
+            file,
+            body["options"],
+            name=body.get("name", ""),
+            metadata=body["metadata"],
+            queue=partial(_send, ingest_document),
+        )
         if "respond-async" in re.split(r"[\s,;]+", request.headers.get("Prefer", "").lower()):
             return Accepted(document)
         return _searchable(document)
@@ -230,59 +228,8 @@ class Documents(WaitingView):
         return rows.filter(**{name: query[name] for name in ("name", "collection_id", "status") if name in query})
 
 
-def _editable(principal: Principal, collection_id: int) -> Collection:
-    rows = Collection.objects.editable_by(principal.user_id).select_related("space__router")
-    collection = rows.filter(id=collection_id).first()
-    if collection is None:
-        raise CollectionNotFound
-    return collection
-
-
-def _kept(collection: Collection, file: UploadedFile, body: dict[str, Any]) -> Document:
-    """The document of a file, stored and queued; raises what can be told of it at once."""
-    if (file.size or 0) > settings.MAX_FILE_BYTES:
-        raise BodyTooLarge(f"File size limit exceeded (max: {settings.MAX_FILE_BYTES} bytes).")
-    if not file.size:
-        raise Unreadable("The file is empty.")
-    name = file.name or "document"
-    kind = kind_of(name, file.content_type or "")
-    if kind is None:
-        raise Unreadable("Unsupported file type.")
-    vectors.space_of(collection)
-    options = body["options"].as_stored()
-    digest = hashlib.sha256(json.dumps([kind, options], sort_keys=True).encode())
-    for part in file.chunks():
-        digest.update(part)
-
-    def create(stored: str) -> Document:
-        document = Document.objects.create(
-            collection=collection,
-            name=body.get("name") or name[:255],
-            kind=kind,
-            file=stored,
-            size=file.size or 0,
-            fingerprint=digest.hexdigest(),
-            options=options,
-            metadata=body["metadata"],
-        )
-        transaction.on_commit(partial(_send, ingest_document, document.pk))
-        return document
-
-    try:
-        return files.keep(file, name, collection.pk, create)
-    except IntegrityError:
-        raise CollectionNotFound from None
-
-
 async def _searchable(document: Document) -> Any:
-    return document if await ingestion.outcome(document.pk) else Accepted(document)
-
-
-def _document(rows: QuerySet[Document], id: int) -> Document:
-    document = rows.filter(id=id).first()
-    if document is None:
-        raise DocumentNotFound
-    return document
+    return document if await uploads.outcome(document.pk) else Accepted(document)
 
 
 class OneDocument(RowView):
@@ -298,7 +245,8 @@ class OneDocument(RowView):
     )
     def get(self, request: Request, document_id: int) -> Document:
         """One of your own collections, or of a public one."""
-        return _document(Document.objects.visible_to(caller(request).user_id).described(), document_id)
+        rows = Document.objects.visible_to(caller(request).user_id).described()
+        return found(rows, document_id, DocumentNotFound)
 
     @operation("Delete a document", id="delete_document", refusals=(DocumentNotFound,))
     def delete(self, request: Request, document_id: int) -> None:
@@ -308,7 +256,7 @@ class OneDocument(RowView):
 
 def _chunks(request: Request, document_id: int) -> QuerySet[Chunk]:
     """The chunks of a document that the caller may read, in order; raises DocumentNotFound."""
-    document = _document(Document.objects.visible_to(caller(request).user_id), document_id)
+    document = found(Document.objects.visible_to(caller(request).user_id), document_id, DocumentNotFound)
     return Chunk.objects.filter(document=document)
 
 
@@ -344,7 +292,7 @@ class Chunks(WaitingView):
     def post(self, request: Request, document_id: int, body: dict[str, Any]) -> Coroutine[Any, Any, Any]:
         """Texts of your own for one of your documents, embedded as they come, on your account."""
         rows = Document.objects.editable_by(caller(request).user_id).select_related("collection__space__router")
-        document = _document(rows, document_id)
+        document = found(rows, document_id, DocumentNotFound)
         if document.status != Status.READY:
             raise DocumentUnfinished
         return _appended(caller(request), document, body["chunks"])

@@ -6,7 +6,6 @@ chunks and vectors come into the collection in one transaction, and only then ca
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -20,10 +19,9 @@ from django.utils import timezone
 from accounts import principals
 from accounts.errors import InvalidKey
 from inference.errors import UnreadableAnswer
-from knowledge import editing, files, parsing, splitting
+from knowledge import files, parsing, splitting
 from knowledge.embedding import BATCH, Vector, embed, fitting, in_loop
 from knowledge.errors import (
-    DocumentNotFound,
     NoChunks,
     Unreadable,
     VectorizationFailed,
@@ -31,7 +29,7 @@ from knowledge.errors import (
     sentence_of,
 )
 from knowledge.kinds import Kind
-from knowledge.models import Chunk, Collection, Document, Draft, DraftEmbedding, Space, Status, lease_time
+from knowledge.models import Chunk, Collection, Document, Draft, DraftEmbedding, Space, Status
 from knowledge.vectors import copy_vectors, space_of, take_dimensions
 from opengate.database import commit, in_thread
 from opengate.errors import APIError, DatabaseAway
@@ -116,16 +114,9 @@ def _put_off(document: Document, pause: _PutOff) -> None:
     )
 
 
-def _keep(document: Document, **changes: Any) -> None:
-    """Store changes and renew the lease; raises _Lost."""
-    if not Document.objects.keep(document, **changes):
-        raise _Lost
-
-
-def _keep_for(document: Document, seconds: float) -> None:
-    """Renew the lease for so long; raises _Lost."""
-    expires = timezone.now() + timedelta(seconds=seconds) + lease_time()
-    if not Document.objects.held(document).update(lease_expires=expires):
+def _keep(document: Document, *, seconds: float = 0, **changes: Any) -> None:
+    """Store changes and renew the lease, for work of `seconds`; raises _Lost."""
+    if not Document.objects.keep(document, seconds=seconds, **changes):
         raise _Lost
 
 
@@ -200,9 +191,8 @@ def _parse(document: Document) -> None:
     with file:
         pages = parsing.pages(file, Kind(document.kind), on_page=on_page)
     options = splitting.Options.stored(document.options)
-    _keep(document)
-    if options.separators and options.is_separator_regex:  # which may take its time, and nothing else runs meanwhile
-        _keep_for(document, splitting.SECONDS)
+    # An expression of the caller's may take its time, and nothing else runs meanwhile.
+    _keep(document, seconds=splitting.SECONDS if options.separators and options.is_separator_regex else 0)
     pieces = splitting.split(pages, options)
     if not pieces:
         raise NoChunks
@@ -366,32 +356,3 @@ def _store_locked(document: Document) -> bool:
         status=Status.READY, progress=1, error="", edited=False, lease=None, lease_expires=None
     )
     return True
-
-
-# who waits for it
-
-
-async def outcome(id: int) -> bool:
-    """Wait until the document can be searched; False when that takes longer than UPLOAD_WAIT_SECONDS.
-
-    Raises why it failed, or DocumentNotFound when it is gone. Whoever waits keeps the file: a document that fails, or
-    whose model is away for UPLOAD_PATIENCE_SECONDS, is taken back.
-    """
-    started, pause = time.monotonic(), 0.05
-    troubled: float | None = None
-    while (now := time.monotonic()) - started < settings.UPLOAD_WAIT_SECONDS:
-        document = await in_thread(Document.objects.filter(id=id).first)()
-        if document is None:
-            raise DocumentNotFound
-        if document.status == Status.READY:
-            return True
-        if document.status == Status.FAILED:
-            await in_thread(editing.delete_document)(Document.objects.all(), id)
-            raise APIError(document.error, status=document.failure)
-        troubled = (troubled or now) if document.error else None
-        if troubled is not None and now - troubled > settings.UPLOAD_PATIENCE_SECONDS:
-            await in_thread(editing.delete_document)(Document.objects.all(), id)
-            raise VectorizationFailed(document.error)
-        await asyncio.sleep(pause)
-        pause = min(pause * 1.3, 0.5)
-    return False

@@ -175,9 +175,17 @@ class DocumentQuerySet(models.QuerySet["Document"]):
         """The document as long as its lease is still this holder's."""
         return self.filter(id=document.pk, lease=document.lease)
 
-    def keep(self, document: "Document", **changes: Any) -> bool:
-        """Store changes and renew the lease; False when it is no longer this holder's, or the document is gone."""
-        return bool(self.held(document).update(lease_expires=timezone.now() + lease_time(), **changes))
+    def keep(self, document: "Document", *, seconds: float = 0, **changes: Any) -> bool:
+        """Store changes and renew the lease, for work that takes `seconds` more than its time; False when it is no
+        longer this holder's, or the document is gone."""
+        expires = timezone.now() + timedelta(seconds=seconds) + lease_time()
+        return bool(self.held(document).update(lease_expires=expires, **changes))
+
+    def retry(self) -> int:
+        """Have those that failed begin anew; how many these are."""
+        return self.filter(status=Status.FAILED).update(
+            status=Status.PENDING, error="", failure=None, tries=0, deaths=0, progress=0, due=timezone.now()
+        )
 
 
 def lease_time() -> timedelta:
@@ -229,12 +237,6 @@ class Document(models.Model):
     @property
     def is_finished(self) -> bool:
         return self.status not in UNFINISHED
-
-    def retry(self) -> None:
-        """Begin anew."""
-        Document.objects.filter(id=self.pk, status=Status.FAILED).update(
-            status=Status.PENDING, error="", failure=None, tries=0, deaths=0, progress=0, due=timezone.now()
-        )
 
 
 class Chunk(models.Model):

@@ -23,7 +23,7 @@ def delete_former_vectors() -> None:
 def _deleted_some(collection: Collection) -> bool:
     with transaction.atomic(), connection.cursor() as cursor:
         # Locked, so that it does not set out for the former space again while that is emptied.
-        if not Collection.objects.select_for_update(no_key=True).filter(id=collection.pk).exists():
+        if Collection.objects.locked(collection.pk) is None:
             return False
         cursor.execute(
             """
@@ -43,8 +43,7 @@ def forget_words() -> None:
     """Forget words that are in no chunk any more, of collections that lost some."""
     for id in Collection.objects.filter(has_stale_words=True).values_list("id", flat=True):
         with transaction.atomic(), connection.cursor() as cursor:
-            rows = Collection.objects.select_for_update(no_key=True).filter(id=id)
-            if not rows.exists():
+            if Collection.objects.locked(id) is None:
                 continue
             cursor.execute(
                 """

@@ -27,7 +27,10 @@ def test_every_page_opens(console, document, collection):
     chunk = Chunk.objects.get()
     for path, words in (
         ("collection/", ["adas", "ada@example.org", "embeddings"]),
-        (f"collection/{collection.pk}/change/", ["adas", "english"]),
+        (
+            f"collection/{collection.pk}/change/",
+            ["adas", "english", f"/admin/knowledge/document/?collection__id__exact={collection.pk}"],
+        ),
         ("document/", ["leave.txt", "ready", "30"]),
         ("document/?q=adas", ["leave.txt"]),
         (f"document/?collection__id__exact={collection.pk}", ["leave.txt"]),

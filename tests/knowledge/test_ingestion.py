@@ -202,7 +202,7 @@ def test_a_document_that_failed_can_be_tried_again(add, ingest, upstream):
     ingest()  # by itself it is not
     document.refresh_from_db()
     assert document.status == Status.FAILED
-    document.retry()
+    Document.objects.filter(id=document.pk).retry()
     ingest()
     assert is_whole(document)
     assert document.failure is None

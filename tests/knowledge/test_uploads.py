@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from accounts.models import User
-from knowledge import editing, ingestion
+from knowledge import editing, uploads
 from knowledge.models import (
     Collection,
     Document,
@@ -88,7 +88,7 @@ def test_a_model_that_is_away_for_a_moment_after_a_long_wait_takes_nothing_back(
 
     thread = threading.Thread(target=lambda: beside(work))
     thread.start()
-    assert asyncio.run(ingestion.outcome(document.pk))
+    assert asyncio.run(uploads.outcome(document.pk))
     thread.join()
 
 

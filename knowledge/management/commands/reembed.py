@@ -55,11 +55,10 @@ class Command(BaseCommand):
 
     def _reembed(self, id: int, router: Router | None, fresh: bool) -> bool:
         with transaction.atomic():
-            collection = (
-                Collection.objects.select_for_update(no_key=True, of=("self",))
-                .select_related("space__router")
-                .get(id=id)
-            )
+            collection = Collection.objects.locked(id)
+            if collection is None:
+                self.stdout.write(f"{id}: deleted meanwhile.")
+                return True
             wanted = router or (collection.space.router if collection.space else None)
             if router or fresh:
                 if wanted is None:

@@ -288,7 +288,7 @@ class World:
             query = Query(
                 words, SearchMethod(method), collection_ids=case.collection_ids, filters=filters, limit=NEAREST
             )
-            given = Asked(vectors={self.space.pk: vector.tolist()}, dimensions={self.space.pk: DIMENSIONS})
+            given = Asked(vectors={self.space.pk: vector.tolist()})
             started = time.perf_counter()
             found = search.run(query, scope_of(case.user_id, case.collection_ids), given)
             if number >= 5:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from django.db.backends.utils import CursorWrapper
 
-from knowledge.queries import Query, Scope
+from knowledge.queries import Scope, Search
 
 K1, B = 1.2, 0.75  # Robertson and Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond", 2009
 MAX_TERMS = 100
@@ -30,33 +30,33 @@ class Term(NamedTuple):
         return f"'{escaped}'"
 
 
-def statement(cursor: CursorWrapper, query: Query, scope: Scope, conditions: str, parameters: dict[str, Any]) -> str:
+def statement(search: Search) -> str:
     """`worded`: chunks with a word of the query, and their BM25 scores; empty where no word can be found."""
     parts, unions = [], []
-    for language in sorted({corpus.language for corpus in scope.corpora}):
-        terms = _terms(cursor, language, query.text, scope)
+    for language in sorted({corpus.language for corpus in search.scope.corpora}):
+        terms = _terms(search, language)
         if terms:
-            parts.append(_ranking(language, terms, scope, parameters))
+            parts.append(_ranking(search, language, terms))
             unions.append(f"SELECT chunk_id, score FROM worded_{language}")
     if not parts:
         return ""
     worded = " UNION ALL ".join(unions)
-    if conditions:
+    if search.conditions:
         worded = (
             f"SELECT chunk_id, score FROM ({worded}) AS found JOIN knowledge_chunk chunk ON chunk.id = chunk_id "
-            f"WHERE {conditions}"
+            f"WHERE {search.conditions}"
         )
     return ", ".join([*parts, f"worded AS MATERIALIZED ({worded})"])
 
 
-def _ranking(language: str, terms: Sequence[Term], scope: Scope, parameters: dict[str, Any]) -> str:
-    corpora = [corpus for corpus in scope.corpora if corpus.language == language]
+def _ranking(search: Search, language: str, terms: Sequence[Term]) -> str:
+    corpora = [corpus for corpus in search.scope.corpora if corpus.language == language]
     chunks, words = sum(corpus.chunks for corpus in corpora), sum(corpus.words for corpus in corpora)
     average = max(words / chunks, 1)
     columns, weights, scores = [], [], []
     for number, term in enumerate(terms):
         name = f"{language}_{number}"
-        parameters[name] = term.query
+        search.parameters[name] = term.query
         columns.append(  # to look first costs a quarter of ranking all words of each chunk
             f"CASE WHEN lexemes @@ %({name})s::tsquery "
             f"THEN ts_rank_cd('{{1,1,1,1}}', lexemes, %({name})s::tsquery)::float ELSE 0 END AS tf_{number}"
@@ -66,8 +66,8 @@ def _ranking(language: str, terms: Sequence[Term], scope: Scope, parameters: dic
             f"{term.weight} * ln(1 + (greatest({chunks}, {found}) - {found} + 0.5) / ({found} + 0.5)) AS idf_{number}"
         )
         scores.append(f"idf_{number} * tf_{number} * {K1 + 1} / (tf_{number} + norm)")
-    parameters[language] = " | ".join(term.query for term in terms)
-    inside = f"SELECT collection.id FROM knowledge_collection collection WHERE {scope.sql}"
+    search.parameters[language] = " | ".join(term.query for term in terms)
+    inside = f"SELECT collection.id FROM knowledge_collection collection WHERE {search.scope.sql}"
     return f"""
         hit_{language} AS MATERIALIZED (
           SELECT chunk_id, {K1} * ({1 - B} + {B} * length / {average}) AS norm, {", ".join(columns)}
@@ -80,9 +80,11 @@ def _ranking(language: str, terms: Sequence[Term], scope: Scope, parameters: dic
         )"""
 
 
-def _terms(cursor: CursorWrapper, language: str, text: str, scope: Scope) -> list[Term]:
+def _terms(search: Search, language: str) -> list[Term]:
     """The query's words, without stop words; for one that nobody uses, those that resemble it most."""
-    parameters = scope.parameters() | {"text": text, "configuration": f"opengate_{language}", "language": language}
+    cursor, scope = search.cursor, search.scope
+    parameters = scope.parameters() | {"configuration": f"opengate_{language}", "language": language}
+    parameters["text"] = search.query.text
     cursor.execute(
         f"""
         SELECT lexeme, lexeme ~ '^[[:alpha:]]{{3,40}}$' AND NOT EXISTS (

@@ -3,12 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import isqrt
-from typing import Any
 
 from django.db.backends.utils import CursorWrapper
 
 from knowledge.models import Space
-from knowledge.queries import Asked, Scope
+from knowledge.queries import Scope, Search
 
 # What was measured: a vector beside its neighbours costs half a microsecond, one that the index leads to sixteen times
 # as much. Below EXACT_ROWS nothing is worth a thought.
@@ -19,78 +18,81 @@ MAX_EF_SEARCH = 1000
 MAX_SCAN_TUPLES = 40_000
 
 
-def statement(
-    cursor: CursorWrapper, scope: Scope, asked: Asked, conditions: str, parameters: dict[str, Any], depth: int
-) -> str:
+def statement(search: Search, depth: int) -> str:
     """`nearest`: at least the `depth` nearest of the chunks, and their cosine distances (0 same … 2 opposite)."""
-    if not asked.vectors:
+    vectors = search.asked.vectors
+    if not vectors:
         return ""
-    parameters |= {"nearest": depth, "spaces": list(asked.vectors)}
-    parts = [_nearest_in(cursor, id, scope, asked, conditions, parameters, depth) for id in asked.vectors]
+    search.parameters |= {"nearest": depth, "spaces": list(vectors)}
+    search.parameters |= {f"vector_{id}": str(vector) for id, vector in vectors.items()}
+    parts = [_nearest_in(search, id, depth) for id in vectors]
     return f"nearest AS MATERIALIZED ({' UNION ALL '.join(f'({part})' for part in parts)})"
 
 
-def _nearest_in(
-    cursor: CursorWrapper,
-    space_id: int,
-    scope: Scope,
-    asked: Asked,
-    conditions: str,
-    parameters: dict[str, Any],
-    depth: int,
-) -> str:
+def _nearest_in(search: Search, space_id: int, depth: int) -> str:
     """The nearest in one space: compared one by one where they are few, else as the index leads to them."""
-    parameters[f"vector_{space_id}"] = str(asked.vectors[space_id])
-    vector = f"%(vector_{space_id})s"
     # A collection that got another space since the query was embedded is still searched in its former one.
     # (As OR rather than CASE, of which the planner would expect next to nothing.)
     inside = (
-        f"SELECT collection.id FROM knowledge_collection collection WHERE {scope.sql} AND "
+        f"SELECT collection.id FROM knowledge_collection collection WHERE {search.scope.sql} AND "
         f"(collection.space_id = {space_id} OR (collection.previous_space_id = {space_id} "
         "AND (collection.space_id = ANY(%(spaces)s)) IS NOT TRUE))"
     )
-    where = f"space_id = {space_id} AND collection_id IN ({inside})"
-    if conditions:
-        where += f" AND chunk_id IN (SELECT chunk.id FROM knowledge_chunk chunk WHERE {conditions})"
-    rows = scope.chunks(space_id)
-    indexed = _indexed(cursor, space_id) if rows > EXACT_ROWS and depth <= MAX_EF_SEARCH // 2 else 0
+    rows = search.scope.chunks(space_id)
+    indexed = _indexed(search.cursor, space_id) if rows > EXACT_ROWS and depth <= MAX_EF_SEARCH // 2 else 0
     many = worth_an_index(indexed, depth)
-    if conditions and rows > EXACT_ROWS:
-        cursor.execute(
-            f"SELECT chunk.id FROM knowledge_chunk chunk WHERE {conditions} AND "
-            f"collection_id IN ({inside}) LIMIT {many}",
-            parameters,
-        )
-        kept = [row[0] for row in cursor.fetchall()]
-        if len(kept) < many:  # each is looked up: whatever the planner expects, it reads no more than these
-            parameters[f"kept_{space_id}"] = kept
-            where = f"space_id = {space_id} AND collection_id IN ({inside}) AND chunk_id = ANY(%(kept_{space_id})s)"
-            rows = len(kept)
+    chosen = ""
+    if search.conditions:
+        chosen = f" AND chunk_id IN (SELECT chunk.id FROM knowledge_chunk chunk WHERE {search.conditions})"
+        kept = _kept(search, inside, many) if rows > EXACT_ROWS else None
+        if kept is not None:  # each is looked up: whatever the planner expects, it reads no more than these
+            search.parameters[f"kept_{space_id}"] = kept
+            chosen, rows = f" AND chunk_id = ANY(%(kept_{space_id})s)", len(kept)
+    if indexed and rows >= many:
+        found = _led_to(search, space_id, f"collection_id IN ({inside}){chosen}", depth)
+        if len(found) >= min(depth, rows):
+            search.parameters[f"found_{space_id}"] = [id for id, _ in found]
+            search.parameters[f"distances_{space_id}"] = [distance for _, distance in found]
+            return (
+                f"SELECT * FROM unnest(%(found_{space_id})s::bigint[], %(distances_{space_id})s::float[]) "
+                "AS found (chunk_id, distance)"
+            )
+        # The index gave up before it found enough.
     # An array leads the planner to the collections' own index, whatever it believes of their number.
-    of_few = where.replace(f"collection_id IN ({inside})", f"collection_id = ANY(ARRAY({inside}))", 1)
-    exact = (
-        f"SELECT chunk_id, embedding <=> {vector}::halfvec AS distance FROM knowledge_embedding WHERE {of_few} "
-        f"ORDER BY (embedding <=> {vector}::halfvec) + 0, chunk_id LIMIT %(nearest)s"
+    return _exact(space_id, f"collection_id = ANY(ARRAY({inside})){chosen}")
+
+
+def _kept(search: Search, inside: str, many: int) -> list[int] | None:
+    """Ids of the chunks that fulfil the conditions; None for `many` of them."""
+    search.cursor.execute(
+        f"SELECT chunk.id FROM knowledge_chunk chunk WHERE {search.conditions} AND "
+        f"collection_id IN ({inside}) LIMIT {many}",
+        search.parameters,
     )
-    if not indexed or rows < many:
-        return exact
-    size = asked.dimensions[space_id]
-    typed = f"embedding::halfvec({size}) <=> {vector}::halfvec({size})"
-    wide = (
-        f"SELECT chunk_id, {typed} AS distance FROM knowledge_embedding WHERE {where} "
-        f"ORDER BY {typed} LIMIT %(nearest)s"
-    )
-    with _by_index(cursor, depth):
-        cursor.execute(wide, parameters)
-        found = cursor.fetchall()
-    if len(found) < min(depth, rows):
-        return exact  # the index gave up before it found enough
-    parameters[f"found_{space_id}"] = [row[0] for row in found]
-    parameters[f"distances_{space_id}"] = [row[1] for row in found]
+    kept = [row[0] for row in search.cursor.fetchall()]
+    return kept if len(kept) < many else None
+
+
+def _exact(space_id: int, where: str) -> str:
+    """The nearest of all those, compared one by one."""
+    distance = f"embedding <=> %(vector_{space_id})s::halfvec"
     return (
-        f"SELECT * FROM unnest(%(found_{space_id})s::bigint[], %(distances_{space_id})s::float[]) "
-        "AS found (chunk_id, distance)"
+        f"SELECT chunk_id, {distance} AS distance FROM knowledge_embedding WHERE space_id = {space_id} AND {where} "
+        f"ORDER BY ({distance}) + 0, chunk_id LIMIT %(nearest)s"
     )
+
+
+def _led_to(search: Search, space_id: int, where: str, depth: int) -> list[tuple[int, float]]:
+    """The nearest to which the index leads, and their distances: fewer than `depth` where it gives up."""
+    size = len(search.asked.vectors[space_id])
+    distance = f"embedding::halfvec({size}) <=> %(vector_{space_id})s::halfvec({size})"
+    with _by_index(search.cursor, depth):
+        search.cursor.execute(
+            f"SELECT chunk_id, {distance} AS distance FROM knowledge_embedding WHERE space_id = {space_id} AND {where} "
+            f"ORDER BY {distance} LIMIT %(nearest)s",
+            search.parameters,
+        )
+        return search.cursor.fetchall()
 
 
 def worth_an_index(indexed: int, depth: int) -> int:
@@ -128,11 +130,12 @@ def _by_index(cursor: CursorWrapper, depth: int) -> Iterator[None]:
 def share_found(cursor: CursorWrapper, space: Space, owner_id: int, vector: str, depth: int) -> float:
     """Of the `depth` vectors truly nearest to one that the owner may find, the share that the index finds."""
     size = space.dimensions
+    scope = Scope(owner_id)
     inside = (
-        "space_id = %(space)s AND collection_id IN (SELECT id FROM knowledge_collection "
-        "WHERE space_id = %(space)s AND (owner_id = %(owner)s OR visibility = 'public'))"
+        "space_id = %(space)s AND collection_id IN (SELECT collection.id FROM knowledge_collection collection "
+        f"WHERE collection.space_id = %(space)s AND {scope.sql})"
     )
-    parameters: dict[str, Any] = {"space": space.pk, "owner": owner_id, "vector": vector, "depth": depth}
+    parameters = scope.parameters() | {"space": space.pk, "vector": vector, "depth": depth}
     exact = f"embedding::halfvec({size}) <=> %(vector)s::halfvec({size})"
     cursor.execute(
         f"SELECT {exact} FROM knowledge_embedding WHERE {inside} ORDER BY ({exact}) + 0 LIMIT %(depth)s",

@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from django.db import connection
+from django.db.backends.utils import CursorWrapper
 
 from knowledge.embedding import Vector
 from knowledge.errors import CollectionNotFound
@@ -95,7 +96,7 @@ class Scope:
     """The collections that are searched: those named, or all that the caller may read."""
 
     user_id: int
-    ids: Sequence[int]
+    ids: Sequence[int] = ()
     corpora: Sequence[Corpus] = ()
 
     def parameters(self) -> dict[str, Any]:
@@ -116,8 +117,26 @@ class Asked:
     """A query as the models of the spaces embed it, and what that used."""
 
     vectors: dict[int, Vector] = field(default_factory=dict)
-    dimensions: dict[int, int] = field(default_factory=dict)
     usages: list[Mapping[str, Any]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Search:
+    """A search under way: what the parts of its statement are made of. Each part adds its own `parameters`.
+
+    `conditions` are what a `chunk` must fulfil, beside being visible; empty for nothing.
+    """
+
+    cursor: CursorWrapper
+    query: Query
+    scope: Scope
+    asked: Asked
+    parameters: dict[str, Any] = field(init=False)
+    conditions: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.parameters = self.scope.parameters() | {"limit": self.query.limit, "offset": self.query.offset}
+        self.conditions = self.query.conditions(self.parameters)
 
 
 def scope_of(user_id: int, collection_ids: Sequence[int]) -> Scope:

@@ -6,7 +6,6 @@ from datetime import datetime
 from typing import Any
 
 from django.db import connection, transaction
-from django.db.backends.utils import CursorWrapper
 
 from accounts.principals import Principal
 from inference import gateway
@@ -14,7 +13,7 @@ from knowledge import lexical, nearest
 from knowledge.embedding import model_of, vectors_in
 from knowledge.errors import WrongSearchMethod
 from knowledge.models import Space
-from knowledge.queries import Asked, Query, Scope, SearchMethod, scope_of
+from knowledge.queries import Asked, Query, Scope, Search, SearchMethod, scope_of
 from opengate.database import in_thread
 from opengate.errors import APIError
 from opengate.request_id import new_request_id
@@ -94,7 +93,6 @@ async def _ask(principal: Principal, query: Query, scope: Scope, request_id: str
             )
             asked.usages.append(answer["usage"])
             (asked.vectors[space.pk],) = vectors_in(answer, space)
-            asked.dimensions[space.pk] = len(asked.vectors[space.pk])
         except APIError as error:
             if query.collection_ids:
                 raise
@@ -114,14 +112,13 @@ def _spaces(scope: Scope) -> list[Space]:
 
 def run(query: Query, scope: Scope, asked: Asked) -> list[Result]:
     """What one page of the query finds."""
-    parameters: dict[str, Any] = scope.parameters() | {"limit": query.limit, "offset": query.offset}
-    conditions = query.conditions(parameters)
     with transaction.atomic(), connection.cursor() as cursor:
+        search = Search(cursor, query, scope, asked)
         ranked = {
             SearchMethod.SEMANTIC: _semantic,
             SearchMethod.LEXICAL: _lexical,
             SearchMethod.HYBRID: _hybrid,
-        }[query.method](cursor, query, scope, asked, conditions, parameters)
+        }[query.method](search)
         if not ranked:
             return []
         cursor.execute(
@@ -133,7 +130,7 @@ def run(query: Query, scope: Scope, asked: Asked) -> list[Result]:
               chunk.created
             FROM page JOIN knowledge_chunk chunk ON chunk.id = page.chunk_id ORDER BY page.score DESC, page.chunk_id
             """,
-            parameters,
+            search.parameters,
         )
         return [
             Result(query.method, score, number, collection, document, content, _object(metadata), created)
@@ -146,14 +143,12 @@ def _object(metadata: Any) -> dict[str, Any] | None:
     return json.loads(metadata) if isinstance(metadata, str) else metadata
 
 
-def _hybrid(
-    cursor: CursorWrapper, query: Query, scope: Scope, asked: Asked, conditions: str, parameters: dict[str, Any]
-) -> str:
+def _hybrid(search: Search) -> str:
     """Reciprocal rank fusion: Cormack, Clarke and Büttcher, SIGIR 2009."""
-    depth = max(2 * query.depth, FUSED)
-    parameters |= {"depth": depth, "rff_k": query.rff_k}
-    by_meaning = nearest.statement(cursor, scope, asked, conditions, parameters, depth)
-    by_words = lexical.statement(cursor, query, scope, conditions, parameters)
+    depth = max(2 * search.query.depth, FUSED)
+    search.parameters |= {"depth": depth, "rff_k": search.query.rff_k}
+    by_meaning = nearest.statement(search, depth)
+    by_words = lexical.statement(search)
     lists = [
         f"SELECT chunk_id, row_number() OVER (ORDER BY {order}, chunk_id) AS rank FROM {name} "
         f"ORDER BY {order}, chunk_id LIMIT %(depth)s"
@@ -173,13 +168,11 @@ def _hybrid(
     )
 
 
-def _semantic(
-    cursor: CursorWrapper, query: Query, scope: Scope, asked: Asked, conditions: str, parameters: dict[str, Any]
-) -> str:
-    found = nearest.statement(cursor, scope, asked, conditions, parameters, query.depth)
+def _semantic(search: Search) -> str:
+    found = nearest.statement(search, search.query.depth)
     if not found:
         return ""
-    parameters["score_threshold"] = query.score_threshold
+    search.parameters["score_threshold"] = search.query.score_threshold
     return (
         f"{found}, ranked AS (SELECT chunk_id, score FROM "
         "(SELECT chunk_id, greatest(0, least(1, (2 - distance) / 2)) AS score FROM nearest) AS scored "
@@ -187,8 +180,6 @@ def _semantic(
     )
 
 
-def _lexical(
-    cursor: CursorWrapper, query: Query, scope: Scope, asked: Asked, conditions: str, parameters: dict[str, Any]
-) -> str:
-    worded = lexical.statement(cursor, query, scope, conditions, parameters)
+def _lexical(search: Search) -> str:
+    worded = lexical.statement(search)
     return f"{worded}, ranked AS (SELECT chunk_id, score FROM worded)" if worded else ""

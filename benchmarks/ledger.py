@@ -13,7 +13,6 @@ import os
 import random
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,8 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from opengate.embedded import running  # noqa: E402
-from tests.services import SECRETS  # noqa: E402
+from benchmarks.services import servers  # noqa: E402
 
 USERS, ROUTERS, DAYS, HEAVY = 1000, 20, 30, 10  # one record in HEAVY is the first user's
 BLOCK = 20_000
@@ -36,24 +34,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "ledger.json")
     options = parser.parse_args()
-    with (
-        tempfile.TemporaryDirectory(prefix="opengate-bench-") as home,
-        running(Path(home) / "embedded", database="opengate", durable=True, keep=False) as services,
-    ):
-        os.environ |= SECRETS | {"DATABASE_URL": services.database_url, "REDIS_URL": services.redis_url}
-        os.environ |= {"OPENGATE_VAR": home, "DJANGO_SETTINGS_MODULE": "opengate.settings"}
-        os.environ |= {"OPENGATE_USAGE_RETENTION_DAYS": str(DAYS - 1)}
+    with servers(OPENGATE_USAGE_RETENTION_DAYS=str(DAYS - 1)):
         figures = measure(options.records, options.rounds)
     options.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def measure(records: int, rounds: int) -> dict[str, Any]:
-    import django
 
-    django.setup()
-    from django.core.management import call_command
-
-    call_command("migrate", verbosity=0)
     figures: dict[str, Any] = {"records": records}
     world = World()
     figures["copied_a_second"] = round(records / timed(lambda: world.fill(records)))

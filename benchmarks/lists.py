@@ -9,18 +9,15 @@ time is in the milliseconds. The pages take turns in every round; the ratios are
 
 import argparse
 import json
-import os
 import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from opengate.embedded import running  # noqa: E402
-from tests.services import SECRETS  # noqa: E402
+from benchmarks.services import servers  # noqa: E402
 
 FEW, MANY = 100, 100_000
 INSERT = (
@@ -43,27 +40,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "lists.json")
     options = parser.parse_args()
-    with (
-        tempfile.TemporaryDirectory(prefix="opengate-bench-") as home,
-        running(Path(home) / "embedded", database="opengate", durable=False, keep=False) as services,
-    ):
-        os.environ |= SECRETS | {"DATABASE_URL": services.database_url, "REDIS_URL": services.redis_url}
-        os.environ |= {"OPENGATE_VAR": home, "DJANGO_SETTINGS_MODULE": "opengate.settings"}
+    with servers(durable=False):
         figures = measure(options.rounds)
     options.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def measure(rounds: int) -> dict[str, dict[str, float]]:
-    import django
-
-    django.setup()
-    from django.core.management import call_command
     from django.db import connection
     from rest_framework.test import APIClient
 
     from accounts.models import Key, Permission, Role, User
 
-    call_command("migrate", verbosity=0)
     role = Role.objects.create(name="admin", permissions=[Permission.ADMIN])
     admin = User.objects.create_user("admin@example.org", None, role)
     client = APIClient(HTTP_HOST="localhost")

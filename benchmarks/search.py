@@ -11,10 +11,8 @@ what the asker may read, half anything at all. Recall is against numpy's compari
 
 import argparse
 import json
-import os
 import random
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,8 +23,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from opengate.embedded import running  # noqa: E402
-from tests.services import SECRETS  # noqa: E402
+from benchmarks.services import servers  # noqa: E402
 
 COLLECTIONS, CLUSTERS, DIMENSIONS, VOCABULARY = 200, 500, 384, 20_000
 NOISE = 0.06  # of each number of a vector; two chunks of a cluster have a cosine of about 0.4
@@ -44,23 +41,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "search.json")
     options = parser.parse_args()
-    with (
-        tempfile.TemporaryDirectory(prefix="opengate-bench-") as home,
-        running(Path(home) / "embedded", database="opengate", durable=True, keep=False) as services,
-    ):
-        os.environ |= SECRETS | {"DATABASE_URL": services.database_url, "REDIS_URL": services.redis_url}
-        os.environ |= {"OPENGATE_VAR": home, "DJANGO_SETTINGS_MODULE": "opengate.settings"}
+    with servers():
         figures = measure(options.chunks, options.rounds)
     options.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def measure(chunks: int, rounds: int) -> dict[str, Any]:
-    import django
-
-    django.setup()
-    from django.core.management import call_command
-
-    call_command("migrate", verbosity=0)
     figures: dict[str, Any] = {"chunks": chunks, "collections": COLLECTIONS, "dimensions": DIMENSIONS}
     world = World(chunks)
     figures["ingested_a_second"] = {"without_index": world.fill()}

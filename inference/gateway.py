@@ -1,6 +1,7 @@
 """The only road to a model: resolve, admit, lease, forward, relay, settle. Nothing that passes here goes unmeasured."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Any, TypeVar
@@ -237,3 +238,15 @@ async def wind_down() -> None:
     await spool.flush(SETTLE_SECONDS)
     await upstream.close()
     await opengate_redis.close()
+
+
+def in_loop(work: Coroutine[Any, Any, T]) -> T:
+    """What async work answers, for a worker or command: in an event loop of its own that leaves nothing open."""
+
+    async def run() -> T:
+        try:
+            return await work
+        finally:
+            await wind_down()
+
+    return asyncio.run(run())

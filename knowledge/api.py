@@ -60,8 +60,11 @@ CHUNK = {"object": "chunk", "id": 0, "collection_id": 3, "document_id": 12, "con
 CHUNK |= {"metadata": {"page": 1, "year": 2026}, "created": CREATED}
 
 
-def _router(name: str, principal: Principal) -> Router:
-    """The model of that name; raises ModelNotFound, RouterClosed, or WrongModelType if it does not embed."""
+def _router_id(name: str, principal: Principal) -> int:
+    """The model of that name; raises ModelNotFound, RouterClosed, or WrongModelType if it does not embed.
+
+    Not inside a transaction: it waits for what other threads read.
+    """
 
     async def resolved() -> int:
         router = (await snapshot.latest()).find(name)
@@ -69,7 +72,11 @@ def _router(name: str, principal: Principal) -> Router:
         snapshot.require_type(router, {ModelType.TEXT_EMBEDDINGS_INFERENCE})
         return router.id
 
-    return found(Router.objects.all(), async_to_sync(resolved)(), ModelNotFound)
+    return async_to_sync(resolved)()
+
+
+def _router(id: int) -> Router:
+    return found(Router.objects.all(), id, ModelNotFound)
 
 
 def _check_visibility(principal: Principal, visibility: str | None) -> None:
@@ -94,11 +101,14 @@ class Collections(RowView):
         """A place for documents, yours. A public one, which everybody can read and search, needs a permission."""
         principal = caller(request)
         _check_visibility(principal, body["visibility"])
-        model = body.pop("model")
-        space = Space.objects.of(_router(model, principal)) if model else Space.objects.default()
+        router_id = _router_id(model, principal) if (model := body.pop("model")) else None
         language = body.pop("language") or settings.SEARCH_LANGUAGE
-        made = {"owner_id": principal.user_id, "space": space, "language": language, **body}
-        return commit(lambda: Collection.objects.create(**made))
+
+        def create() -> Collection:
+            space = Space.objects.of(_router(router_id)) if router_id else Space.objects.default()
+            return Collection.objects.create(owner_id=principal.user_id, space=space, language=language, **body)
+
+        return commit(create)
 
     @listing(
         "List collections",
@@ -141,17 +151,19 @@ class OneCollection(RowView):
         """One of your own. With another `model` it is embedded anew in the background, and searched all the while."""
         principal = caller(request)
         changes = {name: value for name, value in body.items() if value is not None}
-        model = changes.pop("model", None)
+        rows = Collection.objects.editable_by(principal.user_id)
+        found(rows, collection_id, CollectionNotFound)
+        _check_visibility(principal, changes.get("visibility"))
+        router_id = _router_id(model, principal) if (model := changes.pop("model", None)) else None
 
         def change() -> None:
-            collection = Collection.objects.editable_by(principal.user_id).locked(collection_id)
+            collection = rows.locked(collection_id)
             if collection is None:
                 raise CollectionNotFound
-            _check_visibility(principal, changes.get("visibility"))
             for name, value in changes.items():
                 setattr(collection, name, value)
             collection.save()
-            if model and reembedding.begin(collection, _router(model, principal)):
+            if router_id and reembedding.begin(collection, _router(router_id)):
                 transaction.on_commit(partial(_send, reembed_collection, collection.pk))
 
         commit(change)

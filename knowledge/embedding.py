@@ -1,9 +1,8 @@
 """Texts to vectors, by the gateway's road: admitted, metered and paid like any other call."""
 
-import asyncio
 import math
-from collections.abc import Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 from accounts.principals import Principal
 from inference import gateway
@@ -13,8 +12,6 @@ from opengate.request_id import new_request_id
 from routing.models import Router
 from usage.accounting import Call
 from usage.models import Endpoint
-
-T = TypeVar("T")
 
 BATCH = 32  # texts a call
 BATCH_CHARACTERS = 16_384  # of its texts together: some models take a second for two thousand
@@ -61,15 +58,3 @@ def _unit(vector: Vector) -> Vector:
     if not (math.isfinite(length) and length > 0):
         raise VectorizationFailed("The model answered a vector without a direction.")
     return [number / length for number in vector]
-
-
-def in_loop(work: Coroutine[Any, Any, T]) -> T:
-    """What async work answers, for a worker or command: in an event loop of its own that leaves nothing open."""
-
-    async def run() -> T:
-        try:
-            return await work
-        finally:
-            await gateway.wind_down()
-
-    return asyncio.run(run())

@@ -18,9 +18,10 @@ from django.utils import timezone
 
 from accounts import principals
 from accounts.errors import InvalidKey
+from inference import gateway
 from inference.errors import UnreadableAnswer
 from knowledge import files, parsing, splitting
-from knowledge.embedding import BATCH, Vector, embed, fitting, in_loop
+from knowledge.embedding import BATCH, Vector, embed, fitting
 from knowledge.errors import (
     NoChunks,
     Unreadable,
@@ -70,7 +71,7 @@ def ingest(id: int) -> None:
             raise Unreadable(f"Its worker died {DEATHS} times in a row.")
         if document.status != Status.EMBEDDING and not _has_twin(document):
             _parse(document)
-        in_loop(_embed(document))
+        gateway.in_loop(_embed(document))
         _store(document)
     except _Lost:
         logger.info("Document %s is gone, or another works on it.", id)

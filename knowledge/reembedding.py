@@ -9,7 +9,8 @@ from django.db.models import F, Q, QuerySet
 from django.utils import timezone
 
 from accounts import principals
-from knowledge.embedding import BATCH, Vector, embed, fitting, in_loop
+from inference import gateway
+from knowledge.embedding import BATCH, Vector, embed, fitting
 from knowledge.models import Chunk, Collection, Embedding, Space
 from knowledge.vectors import copy_vectors, take_dimensions
 from opengate.database import commit, in_thread
@@ -59,7 +60,7 @@ def reembed(id: int, on_progress: Progress = lambda done, total: None) -> bool:
         return False
     try:
         while not (is_done := _switched(id)):
-            if not in_loop(_fill(id, on_progress)):
+            if not gateway.in_loop(_fill(id, on_progress)):
                 break
         return bool(is_done)
     finally:

@@ -4,6 +4,8 @@ from typing import Any
 
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning, register
+from django.core.files.storage import storages
+from django.core.files.storage.handler import InvalidStorageError
 
 LEAST_SECRET_LENGTH = 32
 _GENERATE = 'python -c "import secrets; print(secrets.token_urlsafe(48))"'
@@ -18,7 +20,7 @@ def environment_is_understood(app_configs: Any, **kwargs: Any) -> list[CheckMess
 def secrets_are_set(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     found: list[CheckMessage] = []
     for name, values in (
-        ("OPENGATE_SECRET_KEY", [settings.SECRET_KEY] if settings.SECRET_KEY else []),
+        ("OPENGATE_SECRET_KEY", [key] if (key := settings.ENVIRONMENT.secret_key) else []),
         ("OPENGATE_KEY_SECRETS", settings.KEY_SECRETS),
         ("OPENGATE_ENCRYPTION_SECRETS", settings.ENCRYPTION_SECRETS),
     ):
@@ -44,6 +46,18 @@ def addresses_are_set(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
             hint = f"It starts with {' or '.join(schemes)}."
             found.append(Error(f"{name} has an unknown scheme.", hint=hint, id="opengate.E005"))
     return found
+
+
+@register
+def documents_have_a_storage(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    try:
+        storages["documents"]
+    except (InvalidStorageError, KeyError, TypeError) as error:
+        hint = (
+            'JSON like {"BACKEND": "storages.backends.s3.S3Storage", "OPTIONS": {…}}, of a package that is installed.'
+        )
+        return [Error(f"OPENGATE_DOCUMENT_STORAGE is no storage: {error!r}", hint=hint, id="opengate.E006")]
+    return []
 
 
 @register

@@ -88,6 +88,18 @@ def test_check_says_what_production_lacks(tmp_path):
     assert "Traceback" not in said
 
 
+def test_check_says_what_nothing_at_all_lacks(tmp_path):
+    said = check(tmp_path, OPENGATE_DOCUMENT_STORAGE='{"BACKEND": "nowhere.Storage"}')
+    for expected in (
+        "OPENGATE_SECRET_KEY is not set.",
+        "REDIS_URL is not set.",
+        "OPENGATE_DOCUMENT_STORAGE is no storage",
+    ):
+        assert expected in said
+    assert "Traceback" not in said
+    assert "OPENGATE_DOCUMENT_STORAGE is no storage" in check(tmp_path, OPENGATE_DOCUMENT_STORAGE='{"OPTIONS": {}}')
+
+
 def test_check_is_content_with_a_whole_environment(tmp_path):
     environment.create_secrets(tmp_path)
     said = check(tmp_path, DATABASE_URL="postgresql://u@h/d", REDIS_URL="redis://h/0")

@@ -1,6 +1,7 @@
 """A chat that looks into documents first."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -65,6 +66,33 @@ def test_both_calls_are_counted(as_ada, router, document, records):
     }
     assert usage["prompt_tokens"] == sum(row.prompt_tokens for row in rows)
     assert usage["requests"] == 2
+
+
+def test_a_search_that_finds_nothing_is_counted_too(as_ada, router, document):
+    answer = ask(as_ada, "Zebras?", tools=[{"type": "search", "score_threshold": 1}]).json()
+    assert "search_results" not in answer
+    assert answer["usage"]["requests"] == 2
+
+
+def test_each_document_goes_on_to_a_mark_that_it_cannot_know(as_ada, router, document, upstream):
+    marks = set()
+    for _ in range(2):
+        ask(as_ada, tools=[{"type": "search", "limit": 2}])
+        prompt = sent(upstream)["messages"][-1]["content"]
+        (first, mark), (second, same) = re.findall(r"^\(end of \[(\d)\], (\w{8})\)$", prompt, re.MULTILINE)
+        assert (first, second, mark) == ("1", "2", same)
+        assert f"its mark {mark}." in prompt
+        marks.add(mark)
+    assert len(marks) == 2
+
+
+def test_without_another_tool_nothing_says_how_to_use_them(as_ada, router, document, upstream):
+    ask(as_ada, tool_choice="auto", parallel_tool_calls=True, **TOOL)
+    assert {"tools", "tool_choice", "parallel_tool_calls"}.isdisjoint(sent(upstream))
+
+
+def test_a_question_longer_than_any_search_takes_is_answered(as_ada, router, document, upstream):
+    assert ask(as_ada, "canteen " * 20_000, **TOOL).status_code == 200
 
 
 def test_other_tools_stay(as_ada, router, document, upstream):

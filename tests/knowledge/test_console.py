@@ -7,8 +7,10 @@ from django.core.management import CommandError, call_command
 from django.test import Client
 
 from knowledge import indexing
+from knowledge.admin import CollectionAdmin
 from knowledge.models import Chunk, Collection, Document, Embedding, Space
 from tests.knowledge.conftest import embeddings_router, ingest_all, upload
+from tests.knowledge.documents import interrupt
 
 
 @pytest.fixture
@@ -64,6 +66,18 @@ def test_a_document_is_deleted_there_with_all_it_has(console, document):
     assert page.status_code == 302
     assert not Chunk.objects.exists()
     assert not Embedding.objects.exists()
+
+
+def test_what_a_collection_becomes_while_it_is_edited_there_stays(console, document, collection, ada, monkeypatch):
+    def chunks_come() -> None:
+        Collection.objects.update(chunks=7, words=70)
+
+    interrupt(monkeypatch, CollectionAdmin, "save_model", chunks_come)
+    form = {"name": "renamed", "owner": ada.pk, "visibility": "public", "description": ""}
+    page = console.post(f"/admin/knowledge/collection/{collection.pk}/change/", form)
+    assert page.status_code == 302
+    collection.refresh_from_db()
+    assert (collection.name, collection.visibility, collection.chunks, collection.words) == ("renamed", "public", 7, 70)
 
 
 def test_a_collection_is_made_by_its_owner_only(console):

@@ -10,8 +10,10 @@ from django.core.files.base import ContentFile
 from django.utils import timezone
 
 from accounts.models import User
-from knowledge import files, ingestion, tidying
+from knowledge import files, ingestion, tasks, tidying
 from knowledge.models import (
+    Chunk,
+    Collection,
     DiscardedFile,
     Document,
     Lexemes,
@@ -114,6 +116,38 @@ def test_what_goes_on_between_two_outages_is_given_all_tries_again(came, ingest,
     assert is_whole(document)
 
 
+def test_a_model_that_stays_away_is_asked_every_few_minutes(add, upstream, settings):
+    settings.INGESTION_TRIES = 100
+    upstream.route(EMBEDDINGS, AWAY, status=503)
+    document = add(TEXT)
+    for tries, least, most in ((3, 7, 8), (60, 299, 300)):
+        time_passes()
+        Document.objects.update(tries=tries)
+        ingestion.ingest(document.pk)
+        document.refresh_from_db()
+        assert (document.status, document.tries) == (Status.EMBEDDING, tries + 1)
+        assert timedelta(seconds=least) < document.due - timezone.now() <= timedelta(seconds=most)
+
+
+def test_a_model_that_is_away_is_no_death_of_a_worker(came, ingest, upstream):
+    document = came(TEXT)
+    Document.objects.update(deaths=ingestion.DEATHS - 1)
+    upstream.route(EMBEDDINGS, AWAY, status=503)
+    for _ in range(2):
+        time_passes()
+        ingest()
+    document.refresh_from_db()
+    assert (document.status, document.error) == (Status.EMBEDDING, "Overloaded.")
+
+
+def test_a_call_for_vectors_has_at_most_16384_characters(add, upstream):
+    document = add(" ".join(["canteen"] * 4000), chunk_size="6000")
+    assert is_whole(document)
+    calls = [[len(text) for text in call.json["input"]] for call in upstream.received if call.path == EMBEDDINGS]
+    assert [len(texts) for texts in calls] == [2, 2, 2]
+    assert max(sum(texts) for texts in calls) <= 16_384
+
+
 def test_vectors_of_another_size_are_refused(add, upstream):
     add("First of all.")
     upstream.route(EMBEDDINGS, lambda request: embedding(request, DIMENSIONS // 2))
@@ -174,6 +208,16 @@ def test_an_owner_whose_account_is_closed_pays_for_nothing(came, ingest, ada, up
     assert asked(upstream) == []
 
 
+def test_an_account_that_closes_between_two_documents_pays_for_nothing_more(add, came, ingest, ada, upstream):
+    assert is_whole(add("A first text."))
+    document = came("A second text.")
+    ada.expires = timezone.now() - timedelta(seconds=1)
+    ada.save()
+    ingest()
+    assert failure(document) == (Status.FAILED, 422, "The account of the collection's owner is closed.")
+    assert asked(upstream) == ["A first text."]
+
+
 def test_an_owner_without_a_budget_reads_so(came, ingest, ada, embeddings):
     Router.objects.filter(id=embeddings.pk).update(cost_prompt_tokens=1_000_000)
     document = came(TEXT, **EACH)
@@ -192,6 +236,23 @@ def test_the_owner_pays_for_each_call(add, ada, embeddings, records):
 
 
 # again, and away
+
+
+def test_documents_that_nobody_took_up_are_queued_again_as_far_as_there_is_room(
+    came, add, redis_client, settings, monkeypatch
+):
+    add("Ready.")
+    waiting = [came(text).pk for text in ("One.", "Two.")]
+    redis_client.delete(settings.DOCUMENTS_QUEUE)
+    tasks.feed_ingestion()
+    queued = [
+        json.loads(message)["headers"]["argsrepr"] for message in redis_client.lrange(settings.DOCUMENTS_QUEUE, 0, -1)
+    ]
+    assert sorted(queued) == [f"({id},)" for id in waiting]
+    monkeypatch.setattr(tasks, "QUEUED", 3)
+    for _ in range(2):
+        tasks.feed_ingestion()
+    assert redis_client.llen(settings.DOCUMENTS_QUEUE) == 3
 
 
 def test_a_document_that_failed_can_be_tried_again(add, ingest, upstream):
@@ -287,3 +348,21 @@ def test_counters_follow_what_comes_and_goes(add, as_ada, collection):
     assert counted()[0] == before[0] + len(PARAGRAPHS) - 1
     as_ada.delete(f"/v1/documents/{document.pk}")
     assert counted() == before
+
+
+def test_words_that_another_collection_still_uses_are_forgotten_all_the_same(add, as_ada, ada, collection):
+    other = Collection.objects.create(name="other", owner=ada, space=collection.space, language="english")
+    add("The library closes.", collection=other)
+    document = add("The library opens.")
+    as_ada.delete(f"/v1/documents/{document.pk}")
+    tidying.forget_words()
+    assert set(Word.objects.values_list("collection", "word")) == {(other.pk, "librari"), (other.pk, "close")}
+
+
+def test_of_a_chunk_with_more_words_than_can_be_kept_the_first_are_found(collection):
+    document = Document.objects.create(collection=collection, name="x", status=Status.READY)
+    content = " ".join(f"{number:x}{'z' * 60}" for number in range(30_000))
+    Chunk.objects.create(document=document, collection=collection, number=0, content=content)
+    lexemes = Lexemes.objects.get()
+    assert 0 < lexemes.length < 30_000
+    assert content.split()[0] in lexemes.lexemes

@@ -1,19 +1,24 @@
 """Workers that die, documents that are deleted, and others that overtake: nothing is doubled, lost or left."""
 
+import threading
 import time
 from collections import Counter
+from uuid import uuid4
 
 import pytest
+from django.db import OperationalError
 from django.utils import timezone
 
 from knowledge import ingestion, parsing, splitting
+from knowledge.errors import Unreadable
 from knowledge.models import (
     Chunk,
     DiscardedFile,
     Document,
     Status,
 )
-from tests.knowledge.conftest import found
+from opengate.errors import APIError
+from tests.knowledge.conftest import EMBEDDINGS, embedding, found
 from tests.knowledge.documents import (
     EACH,
     PARAGRAPHS,
@@ -109,6 +114,41 @@ def test_a_document_that_gets_further_each_time_does_not(came, ingest, monkeypat
     assert is_whole(document)
 
 
+def test_a_database_that_goes_away_fails_no_document(came, ingest, monkeypatch):
+    document = came(TEXT, **EACH)
+
+    def leave() -> None:
+        raise OperationalError("server closed the connection unexpectedly")
+
+    with monkeypatch.context() as patch:
+        interrupt(patch, splitting, "split", leave)
+        with pytest.raises(OperationalError):
+            ingest()
+    assert not Document.objects.get().is_finished
+    time_passes()
+    ingest()
+    assert is_whole(document)
+
+
+def test_who_reads_a_long_book_keeps_the_lease_and_tells_how_far_it_is(came, ingest, monkeypatch):
+    document = came(TEXT, **EACH)
+    whole, seen = parsing.pages, []
+
+    def slowly(*args, on_page):
+        Document.objects.update(lease_expires=timezone.now())  # it is about to run out
+        time.sleep(1)
+        on_page(0.5)
+        seen.append(Document.objects.get())
+        return whole(*args, on_page=on_page)
+
+    monkeypatch.setattr(parsing, "pages", slowly)
+    ingest()
+    assert is_whole(document)
+    assert seen[0].progress == ingestion.PARSED_SHARE / 2
+    assert seen[0].lease_expires is not None
+    assert seen[0].lease_expires > timezone.now()
+
+
 # deleted meanwhile
 
 
@@ -161,3 +201,43 @@ def test_splitting_by_an_expression_of_ones_own_costs_nobody_the_lease(came, ing
     ingest()
     assert is_whole(document)
     assert due == []
+
+
+@pytest.mark.parametrize(
+    "error", [Unreadable("Too much."), APIError("Overloaded.", status=503), RuntimeError("Nobody expected it.")]
+)
+def test_of_two_workers_the_slower_one_spoils_nothing_when_it_fails(came, ingest, monkeypatch, error):
+    document = came(TEXT, **EACH)
+
+    def overtake() -> None:
+        time_passes()
+        ingestion.ingest(document.pk)
+
+    def fail() -> None:
+        beside(overtake)
+        raise error
+
+    interrupt(monkeypatch, ingestion, "embed", fail)
+    ingest()
+    assert is_whole(document)
+    assert contents(document) == PARAGRAPHS
+
+
+def test_who_loses_the_lease_waits_for_no_model_any_more(came, ingest, upstream, settings):
+    settings.INGESTION_LEASE_SECONDS = 0.3
+    document = came(TEXT, **EACH)
+    upstream.route(EMBEDDINGS, embedding, wait=4)
+
+    def take_over() -> None:
+        while not asked(upstream):
+            time.sleep(0.02)
+        Document.objects.update(lease=uuid4())
+
+    other = threading.Thread(target=lambda: beside(take_over))
+    other.start()
+    began = time.monotonic()
+    ingest()
+    assert time.monotonic() - began < 3
+    other.join()
+    document.refresh_from_db()
+    assert (document.status, document.error) == (Status.EMBEDDING, "")

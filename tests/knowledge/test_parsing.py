@@ -171,6 +171,11 @@ def test_a_message_from_no_address_is_read_all_the_same():
     assert text_of(message, Kind.EMAIL).endswith("\n\nBonjour.")
 
 
+def test_a_message_in_an_encoding_that_nobody_knows_is_read_all_the_same():
+    message = b"Subject: Avis\nFrom: a@example.org\nContent-Type: text/plain; charset=klingon\n\nBonjour."
+    assert text_of(message, Kind.EMAIL).endswith("\n\nBonjour.")
+
+
 def test_what_is_no_message_is_refused():
     assert refusal(b"Bonjour", Kind.EMAIL) == "The file is not an e-mail message."
 
@@ -243,6 +248,56 @@ def test_a_wrong_extension_is_told(kind, sentence):
 @pytest.mark.parametrize("document", [b"PK\x03\x04", b"Bonjour", files.docx()[:-40], files.packed({"a": "b"})])
 def test_what_is_no_archive_is_no_office_document(document):
     assert refusal(document, Kind.DOCX) == "The file is not a DOCX document."
+
+
+def encrypted(document: bytes) -> bytes:
+    """Each entry of the archive says that it is encrypted."""
+    marked = bytearray(document)
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        at = -1
+        while (at := marked.find(signature, at + 1)) >= 0:
+            marked[at + flags] |= 1
+    return bytes(marked)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [encrypted(files.docx()), b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + "EncryptedPackage".encode("utf-16-le")],
+    ids=["archive", "compound file"],
+)
+def test_a_protected_office_document_is_refused(document):
+    assert refusal(document, Kind.DOCX) == "The document is protected by a password."
+
+
+def test_an_archive_that_is_packed_in_an_unusual_way_is_refused():
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(files.docx())) as honest, zipfile.ZipFile(buffer, "w", zipfile.ZIP_LZMA) as other:
+        for name in honest.namelist():
+            other.writestr(name, honest.read(name))
+    assert refusal(buffer.getvalue(), Kind.DOCX) == "The file is not a DOCX document."
+
+
+@pytest.mark.parametrize(("name", "is_locked"), [("OEBPS/text/b%20b.xhtml", True), ("OEBPS/font.otf", False)])
+def test_a_book_whose_chapters_are_encrypted_is_refused(name, is_locked):
+    with zipfile.ZipFile(io.BytesIO(files.epub())) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    parts["META-INF/encryption.xml"] = f"<e><CipherReference URI='{name}'/></e>".encode()
+    if is_locked:
+        assert refusal(files.packed(parts), Kind.EPUB) == "The document is encrypted."
+    else:
+        assert len(pages(files.packed(parts), Kind.EPUB)) == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "document", "sentence"),
+    [
+        (Kind.PPTX, files.pptx(), "The document has 2 slides; at most 1 are read."),
+        (Kind.XLSX, files.xlsx(("A", []), ("B", [])), "The document has 2 sheets; at most 1 are read."),
+    ],
+)
+def test_an_office_document_of_very_many_pages_is_refused(kind, document, sentence):
+    with pytest.raises(Refused, match=sentence):
+        list(document_reader.read(document, Options(kind, max_pages=1)))
 
 
 def test_an_archive_that_unfolds_to_more_than_is_read_is_refused():

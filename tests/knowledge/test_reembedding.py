@@ -11,10 +11,12 @@ import httpx
 import pytest
 from django.utils import timezone
 
-from accounts.models import Role
+from accounts import principals
+from accounts.models import Role, User
 from inference.errors import UpstreamTrouble
-from knowledge import ingestion, reembedding, tidying
-from knowledge.models import Chunk, Collection, Document, Embedding
+from knowledge import editing, ingestion, reembedding, tasks, tidying
+from knowledge.embedding import in_loop
+from knowledge.models import Chunk, Collection, Document, Embedding, Space
 from routing.models import Router
 from tests.knowledge.conftest import DIMENSIONS, EMBEDDINGS, embedding, embeddings_router, found
 from tests.knowledge.documents import (
@@ -136,7 +138,8 @@ def test_one_model_that_is_no_longer_what_it_was_gets_another_space(add, as_ada,
     assert reembedding.begin(collection, embeddings, fresh=True)
     assert reembedding.reembed(collection.pk)
     assert has_switched(collection, embeddings)
-    assert collection.space != former
+    assert collection.space != former == Space.objects.order_by("id").first()
+    assert Space.objects.of(embeddings) == collection.space  # where new collections go
     assert found(as_ada, PARAGRAPHS[5], limit=1)[0]["chunk"]["content"] == PARAGRAPHS[5]
 
 
@@ -156,6 +159,20 @@ def test_chunks_that_are_appended_meanwhile_are_in_the_next_space(add, as_ada, c
     append()
     assert has_switched(collection, large)
     assert found(as_ada, "When does the canteen open?", limit=1)[0]["chunk"]["id"] in {70, 71}
+
+
+def test_chunks_that_are_appended_as_it_switches_are_in_the_new_space(add, ada: User, collection, large, monkeypatch):
+    add("The canteen opens at noon.")
+    document = Document.objects.select_related("collection__space__router").get()
+
+    async def append() -> list[int]:
+        principal = await principals.of_user(ada.pk)
+        return await editing.append(principal, document, [{"content": "The library closes."}])
+
+    interrupt(monkeypatch, editing, "_append", lambda: beside(lambda: switch(collection, large)))
+    assert in_loop(append()) == [1]
+    assert has_switched(collection, large)
+    assert dimensions(collection) == {DIMENSIONS: 1, LARGE: 2}
 
 
 def test_documents_that_are_read_meanwhile_are_in_the_next_space(
@@ -227,7 +244,48 @@ def test_the_collection_may_go_meanwhile(add, as_ada, collection, change, monkey
     assert not Embedding.objects.exists()
 
 
+def test_the_same_file_again_is_copied_with_the_vectors_that_are_searched(add, collection, large, change, upstream):
+    add(TEXT, **EACH)
+    change()
+    assert reembedding.reembed(collection.pk)
+    upstream.received.clear()
+    assert is_whole(add(TEXT, **EACH))
+    assert has_switched(collection, large)
+    assert models_asked(upstream) == []
+
+
 # broken off, overtaken, changed again
+
+
+def test_who_fills_it_renews_the_lease_with_each_call(add, collection, change, monkeypatch):
+    add(TEXT, **EACH)
+    change()
+    waiting: list[list[int]] = []
+
+    def run_out() -> None:
+        Collection.objects.update(lease_expires=timezone.now() - timedelta(seconds=1))
+
+    def look() -> None:
+        waiting.append(reembedding.waiting(Collection.objects.all()))
+
+    interrupt(monkeypatch, reembedding, "embed", lambda: beside(run_out))
+    interrupt(monkeypatch, reembedding, "embed", lambda: beside(look), nth=2)
+    assert reembedding.reembed(collection.pk)
+    assert waiting == [[]]
+
+
+def test_a_collection_whose_model_is_away_rests_a_while(add, collection, change, upstream):
+    add(TEXT, **EACH)
+    change()
+    upstream.route(EMBEDDINGS, AWAY, status=503)
+    tasks.reembed_collection(collection.pk)
+    assert reembedding.waiting(Collection.objects.all()) == []
+    upstream.route(EMBEDDINGS, by_model)
+    Collection.objects.update(lease_expires=timezone.now() - timedelta(seconds=1))
+    assert reembedding.waiting(Collection.objects.all()) == [collection.pk]
+    tasks.reembed_collection(collection.pk)
+    collection.refresh_from_db()
+    assert collection.next_space is None
 
 
 def test_whoever_goes_on_embeds_only_what_is_missing(add, collection, large, change, upstream, monkeypatch):
@@ -286,7 +344,8 @@ def test_one_may_change_ones_mind_on_the_way(add, collection, large, change, mon
     assert dimensions(collection) == {DIMENSIONS: 70}
 
 
-def test_former_vectors_are_kept_as_long_as_a_search_may_need_them(add, collection, large, change):
+def test_former_vectors_are_kept_as_long_as_a_search_may_need_them(add, collection, large, change, monkeypatch):
+    monkeypatch.setattr(tidying, "ROWS_AT_A_TIME", 32)
     add(TEXT, **EACH)
     change()
     reembedding.reembed(collection.pk)
@@ -297,6 +356,18 @@ def test_former_vectors_are_kept_as_long_as_a_search_may_need_them(add, collecti
     assert dimensions(collection) == {LARGE: 70}
     collection.refresh_from_db()
     assert collection.previous_space is None
+
+
+def test_who_goes_back_finds_the_former_vectors_still_there(add, collection, change, upstream):
+    add(TEXT, **EACH)
+    change()
+    assert reembedding.reembed(collection.pk)
+    change("embeddings")
+    Collection.objects.update(switched=timezone.now() - 2 * tidying.SEARCHED_AT_LAST)
+    tidying.delete_former_vectors()
+    upstream.received.clear()
+    assert reembedding.reembed(collection.pk)
+    assert models_asked(upstream) == []
 
 
 def test_there_and_back_again_loses_nothing(add, as_ada, collection, change):

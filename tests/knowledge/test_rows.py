@@ -2,13 +2,21 @@
 
 import json
 import socket
+import threading
+import time
 from typing import Any
 
 import pytest
+from django.core.files.uploadedfile import SimpleUploadedFile
 
 from accounts.models import Permission, User
+from knowledge import api, editing, vectors
+from knowledge.errors import CollectionNotFound
 from knowledge.models import Chunk, Collection, Document, Language, Space
-from tests.knowledge.conftest import embeddings_router, found, upload
+from knowledge.splitting import Options
+from routing.models import Provider, Router
+from tests.knowledge.conftest import DIMENSIONS, EMBEDDINGS, embedding, embeddings_router, found, upload
+from tests.knowledge.documents import beside, interrupt
 
 
 @pytest.fixture
@@ -118,6 +126,26 @@ def test_without_a_model_collections_are_made_and_documents_are_not(as_ada, ada)
     assert Document.objects.count() == 0
 
 
+def test_a_collection_without_a_model_takes_the_first_that_comes(as_ada, role, upstream, ingest):
+    made = as_ada.post("/v1/collections", json={"name": "x"}).json()
+    upstream.route(EMBEDDINGS, embedding)
+    embeddings_router(upstream, role)
+    assert upload(as_ada, made["id"], "The canteen opens at noon.").status_code == 202
+    ingest()
+    assert as_ada.get(f"/v1/collections/{made['id']}").json()["model"] == "embeddings"
+    assert found(as_ada, "canteen")
+
+
+def test_the_default_model_is_that_of_the_setting_else_the_first_that_somebody_serves(role, upstream, settings):
+    Router.objects.create(name="unserved", type="text-embeddings-inference")
+    first, second = (embeddings_router(upstream, role, name=name) for name in ("first", "second"))
+    for name, router in ((None, first), ("second", second)):
+        settings.EMBEDDING_MODEL = name
+        assert Space.objects.default() == Space.objects.of(router)
+    settings.EMBEDDING_MODEL = "nowhere"
+    assert Space.objects.default() is None
+
+
 def test_the_list_has_ones_own_and_what_is_public(as_ada, as_ben, ada, ben, embeddings):
     space = Space.objects.of(embeddings)
     for owner, name, visibility in (
@@ -215,6 +243,32 @@ def test_chunks_are_numbered_on_from_the_last(as_ada, add):
     assert as_ada.get(f"/v1/chunks/{document.pk}/3").json()["content"] == "Four."
 
 
+def test_two_who_append_at_once_are_numbered_one_after_the_other(add, monkeypatch):
+    document = add("One.")
+    space, made = Space.objects.get(), [editing.NewChunk("More.", None, [1.0] * DIMENSIONS)]
+    numbers: list[Any] = []
+    other = threading.Thread(target=lambda: beside(lambda: numbers.append(editing._append(document, space, made))))
+
+    def overtake() -> None:
+        other.start()
+        time.sleep(0.2)
+
+    interrupt(monkeypatch, editing, "take_dimensions", overtake)  # between the chunks and their vectors
+    numbers.append(editing._append(document, space, made))
+    other.join()
+    assert sorted(numbers) == [[1], [2]]
+
+
+def test_chunks_whose_model_is_away_are_not_there_and_may_come_again(as_ada, add):
+    document = add("words")
+    for provider in Provider.objects.all():
+        provider.url = "http://127.0.0.1:9/"
+        provider.save()
+    refused = as_ada.post(f"/v1/documents/{document.pk}/chunks", json={"chunks": [{"content": "more words"}]})
+    assert (refused.status_code, "Retry-After" in refused.headers) == (503, True)
+    assert document.chunks.count() == 1
+
+
 def test_an_unfinished_document_takes_no_chunks(as_ada, collection):
     id = upload(as_ada, collection, "words").json()["id"]
     response = as_ada.post(f"/v1/documents/{id}/chunks", json={"chunks": [{"content": "x"}]})
@@ -254,6 +308,16 @@ METADATA = [
     "[" * 100_000,
     json.dumps({str(number): 1 for number in range(11)}),
 ]
+
+
+def test_the_most_metadata_is_taken_without_white_space_around_it(as_ada, add):
+    metadata = {f" {number} ".ljust(255): " x".ljust(255) for number in range(10)}
+    document = add("words", metadata=json.dumps(metadata))
+    (chunk,) = as_ada.get(f"/v1/documents/{document.pk}/chunks").json()["data"]
+    assert chunk["metadata"] == {str(number): "x" for number in range(10)}
+    longest = {"k" * 255: "v" * 255, "most": 9_999_999_999_999_999, "least": -9_999_999_999_999_999}
+    chunks = {"chunks": [{"content": "x", "metadata": longest}] * 64}
+    assert as_ada.post(f"/v1/documents/{document.pk}/chunks", json=chunks).json()["ids"] == list(range(1, 65))
 
 
 @pytest.mark.parametrize("metadata", METADATA, ids=lambda text: text[:20])
@@ -302,6 +366,10 @@ def test_options_that_cannot_be_followed_are_a_422(as_ada, collection, fields, w
     assert words in response.json()["detail"][0]["msg"]
 
 
+def test_a_field_that_is_empty_has_its_default(as_ada, collection):
+    assert upload(as_ada, collection, "words", disable_chunking="", metadata="").status_code == 202
+
+
 def test_what_the_form_lacks_is_a_422(as_ada, collection):
     without_name = as_ada.post("/v1/documents", files={"collection_id": (None, str(collection.pk))})
     long = as_ada.post("/v1/documents", files={"name": (None, "x" * 256), "collection_id": (None, "1")})
@@ -330,6 +398,14 @@ def test_no_form_is_a_clear_refusal(as_ada, collection):
 def test_what_can_be_told_of_a_file_is_told_at_once(as_ada, collection, name, content, detail):
     response = upload(as_ada, collection, content, name)
     assert (response.status_code, response.json()["detail"]) == (422, detail)
+    assert Document.objects.count() == 0
+
+
+def test_a_collection_that_goes_while_a_file_comes_is_not_found(collection, monkeypatch):
+    gone, file = Collection.objects.all(), SimpleUploadedFile("notes.txt", b"words")
+    interrupt(monkeypatch, vectors, "space_of", lambda: editing.delete_collection(gone, collection.pk))
+    with pytest.raises(CollectionNotFound):
+        api._kept(collection, file, {"options": Options(), "metadata": None})
     assert Document.objects.count() == 0
 
 
@@ -387,6 +463,15 @@ def test_an_id_that_is_none_is_a_422(as_ada, id, path):
 def test_an_id_of_no_row_is_a_404(as_ada, id, path):
     response = as_ada.get("/v1/" + path.format(id))
     assert (response.status_code, response.json()["detail"].endswith("not found.")) == (404, True)
+
+
+@pytest.mark.parametrize("id", [1, -1, 2**31, 2**63, 10**30])
+def test_a_number_of_no_chunk_is_a_404_and_there_is_nothing_to_delete(as_ada, add, id):
+    path = f"/v1/documents/{add('words').pk}/chunks/{id}"
+    response = as_ada.get(path)
+    assert (response.status_code, response.json()["detail"]) == (404, "Chunk not found.")
+    assert as_ada.delete(path).status_code == 204
+    assert Chunk.objects.count() == 1
 
 
 def test_a_user_takes_collections_along(as_ada, ada, add, collection):

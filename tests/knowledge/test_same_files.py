@@ -40,8 +40,10 @@ def test_the_same_bytes_are_read_and_embedded_once(add, upstream):
 
 
 def test_the_same_pdf_keeps_its_pages_and_its_owner_his_metadata(add):
+    content = made.pdf()  # which is never made the same twice
+
     def metadata(**fields: str) -> list[Any]:
-        document = add(made.pdf(), "two pages.pdf", chunk_size="200", **fields)
+        document = add(content, "two pages.pdf", chunk_size="200", **fields)
         return [chunk.metadata for chunk in document.chunks.all()]
 
     mine = metadata(metadata='{"page": "mine"}')
@@ -55,6 +57,8 @@ def test_the_second_waits_for_the_first_when_both_are_under_way(came, ingest, up
     first, second = came(TEXT, **EACH), came(TEXT, **EACH)
     ingestion.ingest(second.pk)
     assert asked(upstream) == []
+    second.refresh_from_db()
+    assert (second.tries, second.error) == (0, "")  # waiting for one's like is no trouble
     ingest()
     time_passes()
     ingest()
@@ -100,6 +104,13 @@ def test_an_edited_twin_is_not_copied(add, as_ada, upstream):
     assert len(asked(upstream)) == 2 * len(PARAGRAPHS)
 
 
+def test_a_twin_with_chunks_of_its_owner_is_not_copied(add, as_ada):
+    first = add(TEXT, **EACH)
+    body = {"chunks": [{"content": "A remark."}]}
+    assert as_ada.post(f"/v1/documents/{first.pk}/chunks", json=body).status_code == 201
+    assert contents(add(TEXT, **EACH)) == PARAGRAPHS
+
+
 @pytest.mark.parametrize("how", ["deleted", "edited"])
 def test_a_twin_that_goes_while_it_is_copied_is_not_missed(add, came, ingest, as_ada, monkeypatch, how):
     first = add(TEXT, **EACH)
@@ -123,3 +134,9 @@ def test_other_options_and_another_collection_are_not_the_same(add, ada, upstrea
     other = Collection.objects.create(name="other", owner=ada, space=Space.objects.get(), language="english")
     add("One text.", collection=other)
     assert asked(upstream) == ["One text."] * 3
+
+
+def test_the_same_bytes_as_another_kind_are_not_the_same(add):
+    page = "<p>The canteen opens at noon.</p>"
+    assert contents(add(page, "a.html")) == ["The canteen opens at noon."]
+    assert contents(add(page, "a.txt")) == [page]

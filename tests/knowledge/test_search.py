@@ -92,6 +92,7 @@ def test_a_threshold_equal_to_the_best_score_keeps_one(as_ada, notes, append):
         ({"key": "share", "type": "eq", "value": 0.5}, "3"),
         ({"key": "nothing", "type": "eq", "value": "x"}, ""),
         ({"key": "' OR 1=1 --", "type": "co", "value": "' OR 1=1 --"}, ""),
+        ({"key": "kin", "type": "eq", "value": "da%b"}, ""),
         ({"operator": "and", "filters": [{"key": "year", "type": "eq", "value": 2026}, {"key": "open", "type": "eq",
                                                                                       "value": False}]}, "2"),
         ({"operator": "or", "filters": [{"key": "share", "type": "eq", "value": 0.5}, {"key": "open", "type": "eq",
@@ -220,6 +221,25 @@ def test_a_search_is_recorded_with_what_its_model_used(as_ada, notes, records):
     assert (lexical.endpoint, lexical.prompt_tokens, lexical.total_tokens) == ("/v1/search", 0, 0)
 
 
+def test_each_model_that_is_asked_is_recorded(as_ada, ada, add, role, upstream, embeddings, records):
+    second = Space.objects.of(embeddings_router(upstream, role, name="second"))
+    add("canteen two", collection=Collection.objects.create(name="b", owner=ada, space=second, language="english"))
+    add("canteen one")
+    before = len(records(2))
+    usage = as_ada.post("/v1/search", json={"query": "two words"}).json()["usage"]
+    rows = records(before + 2)[before:]
+    assert sorted((row.endpoint, row.router_name, row.prompt_tokens) for row in rows) == [
+        ("/v1/search", "embeddings", 2),
+        ("/v1/search", "second", 2),
+    ]
+    assert (usage["prompt_tokens"], usage["requests"]) == (4, 2)
+
+
+def test_of_a_long_query_a_model_reads_the_beginning(as_ada, notes, upstream):
+    found(as_ada, "canteen " * 2000)
+    assert [len(text) for text in upstream.received[-1].json["input"]] == [8192]
+
+
 def test_a_model_that_is_away_stops_a_search_by_meaning_and_no_other(as_ada, notes, upstream):
     upstream.route(EMBEDDINGS, lambda request: Reply([b"{}"], status=503))
     assert as_ada.post("/v1/search", json={"query": "canteen"}).status_code == 503
@@ -249,6 +269,8 @@ def test_a_model_closed_to_the_caller_takes_its_collections_out(gateway, key_of,
         assert contents(found(as_guest, "canteen")) == ["canteen two"]
         named = as_guest.post("/v1/search", json={"query": "canteen", "collection_ids": [collection.pk]})
         assert (named.status_code, named.json()["detail"]) == (404, "Model not found.")
+        both = {"query": "canteen", "collection_ids": [other.pk, collection.pk]}
+        assert as_guest.post("/v1/search", json=both).json()["detail"] == "Model not found."
         assert len(found(as_guest, "canteen", method="lexical")) == 2
 
 

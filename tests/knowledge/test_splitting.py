@@ -8,6 +8,7 @@ from knowledge import parsing, splitting
 from knowledge.models import (
     Status,
 )
+from tests.inference.documents import text_pdf
 from tests.knowledge import files as made
 from tests.knowledge.documents import (
     TEXT,
@@ -75,3 +76,18 @@ def test_chunks_of_a_pdf_know_their_page(add):
     pages = [chunk.metadata["page"] for chunk in document.chunks.all()]
     assert set(pages) == {1, 2}
     assert pages == sorted(pages)
+
+
+def test_a_chunk_of_several_pages_knows_the_first_and_the_last(add):
+    document = add(text_pdf("First.", "Second.", "Third."), "three pages.pdf")
+    assert [chunk.metadata for chunk in document.chunks.all()] == [{"page": 1, "last_page": 3}]
+
+
+def test_neighbours_share_what_the_overlap_allows(add):
+    document = add("a b c d e f", separators=" ", chunk_size="5", chunk_overlap="3")
+    assert contents(document) == ["a b c", "c d", "d e", "e f"]
+
+
+def test_a_text_that_is_too_long_is_refused(add, monkeypatch):
+    monkeypatch.setattr(splitting, "MAX_CHARACTERS", 1000)
+    assert failure(add(TEXT)) == (Status.FAILED, 422, "The document has more than 1000 characters.")

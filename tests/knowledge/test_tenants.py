@@ -77,7 +77,8 @@ def test_no_search_finds_counts_or_ranks_by_it(mallory, secret, collection):
             response = as_mallory.post("/v1/search", json={"query": f"{CANARY} beetle", "method": method} | fields)
             assert response.status_code == 200
             assert CANARY not in response.text
-            assert {row["chunk"]["collection_id"] for row in response.json()["data"]} <= {own.pk}
+            is_own = not {"document_ids", "metadata_filters"}.intersection(fields)
+            assert {row["chunk"]["collection_id"] for row in response.json()["data"]} == ({own.pk} if is_own else set())
 
 
 def test_scores_do_not_tell_what_others_have(mallory, collection, as_ada, secret):
@@ -99,6 +100,21 @@ def test_a_misspelt_word_is_not_corrected_by_what_others_have(mallory, secret):
     add_to(as_mallory, own, "Something else.")
     response = as_mallory.post("/v1/search", json={"query": "xylophagus", "method": "lexical"})
     assert response.json()["data"] == []
+
+
+def test_words_of_others_do_not_stand_before_ones_own(mallory, collection, as_ada):
+    as_mallory, own = mallory
+    add_to(as_ada, collection, "Zebrinx, zebriny and zebrinz.")
+    add_to(as_mallory, own, "The zebranu.")
+    response = as_mallory.post("/v1/search", json={"query": "zebrino", "method": "lexical"})
+    assert [row["chunk"]["content"] for row in response.json()["data"]] == ["The zebranu."]
+
+
+def test_a_misspelt_word_is_corrected_though_others_write_it_so(mallory, secret):
+    as_mallory, own = mallory
+    add_to(as_mallory, own, "The xylophagus beetle.")
+    response = as_mallory.post("/v1/search", json={"query": CANARY, "method": "lexical"})
+    assert [row["chunk"]["collection_id"] for row in response.json()["data"]] == [own.pk]
 
 
 def test_refusals_are_the_same_for_what_is_hidden_and_what_is_not_there(mallory, secret, collection):

@@ -99,6 +99,14 @@ def test_an_upload_that_takes_long_is_told_to_come_back(hasty, collection, inges
     assert is_whole(Document.objects.get(id=response.json()["id"]))
 
 
+@pytest.mark.parametrize("prefer", ["respond-async", "Respond-Async", "wait=5, respond-async", "respond-async; wait=5"])
+def test_whoever_prefers_not_to_wait_does_not(hasty, collection, prefer):
+    form = {"data": {"collection_id": str(collection.pk)}, "files": {"file": ("a.txt", b"words", "text/plain")}}
+    began = time.monotonic()
+    assert hasty.post("/v1/documents", **form, headers={"Prefer": prefer}).status_code == 202
+    assert time.monotonic() - began < 2.5
+
+
 def test_an_upload_that_is_deleted_meanwhile_is_not_found(hasty, collection):
     def delete() -> None:
         while not (document := Document.objects.first()):

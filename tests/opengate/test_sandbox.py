@@ -3,9 +3,13 @@
 import io
 import json
 import os
+import signal
 import socket
+import subprocess
+import sys
 import time
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +47,18 @@ def test_there_is_no_network(do, port):
 @pytest.mark.skipif(os.uname().machine not in sandbox._SYSTEM_CALLS, reason="the filter knows no calls of this machine")
 def test_there_is_none_for_native_code_either(port):
     assert answer("native_socket", port=port) == "PermissionError: [Errno 13] Permission denied"
+
+
+@pytest.mark.skipif(os.uname().machine not in sandbox._SYSTEM_CALLS, reason="the filter knows no calls of this machine")
+def test_there_is_no_way_around_the_filter_of_system_calls():
+    _, socket, io_uring_setup = sandbox._SYSTEM_CALLS[os.uname().machine]
+    for number in (io_uring_setup, 0x40000000 + socket):  # the second set of numbers on x86-64
+        assert answer("native_call", number=number) == "PermissionError: [Errno 13] Permission denied"
+
+
+def test_files_have_a_limit():
+    assert answer("open_files", count=100) == 100
+    assert str(answer("open_files", count=200)).startswith("OSError: [Errno 24]")
 
 
 def test_the_file_is_its_standard_input():
@@ -96,6 +112,39 @@ def test_whoever_leaves_ends_it():
     grandchild = int(next(line for line in come if line))
     come.close()
     wait_until_gone(grandchild)
+
+
+STARTS_ONE = """
+import io
+from opengate import sandbox
+how = {"seconds": 60, "memory_bytes": 2**29, "max_bytes": 1000}
+print(*sandbox.lines("tests.opengate.children", {"do": "sleep_with_a_child"}, io.BytesIO(), **how))
+"""
+
+
+def test_it_ends_with_whoever_started_it():
+    worker = subprocess.Popen([sys.executable, "-c", STARTS_ONE], cwd=sandbox.ROOT)
+    child, grandchild = child_of(worker.pid), None
+    try:
+        grandchild = child_of(child)
+        worker.kill()
+        worker.wait()
+        wait_until_gone(child)
+    finally:
+        for pid in (worker.pid, child, grandchild):
+            if pid is not None and is_running(pid):
+                os.kill(pid, signal.SIGKILL)
+
+
+def child_of(pid):
+    """Its first child, as soon as there is one."""
+    deadline = time.monotonic() + 5
+    while True:
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            if found := children.read_text().split():
+                return int(found[0])
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_what_it_says_has_a_bound():

@@ -6,20 +6,17 @@ from typing import Any, NamedTuple
 from django.db.models import QuerySet
 
 from accounts.principals import Principal
-from inference.errors import UnreadableAnswer
 from knowledge.embedding import Vector, embed, fitting
 from knowledge.errors import (
-    CollectionModelGone,
     CollectionNotFound,
     DocumentNotFound,
     DocumentUnfinished,
-    ModelAnswersOtherSize,
     VectorizationFailed,
-    sentence_of,
 )
 from knowledge.models import Chunk, Collection, CollectionQuerySet, Document, Space, Status
 from knowledge.vectors import copy_vectors, space_of, take_dimensions
 from opengate.database import commit, in_thread
+from opengate.errors import APIError, DatabaseAway
 
 
 class NewChunk(NamedTuple):
@@ -45,8 +42,10 @@ async def append(principal: Principal, document: Document, chunks: Sequence[dict
                 vectors = await embed(principal, space, texts[: len(batch)])
                 pairs = zip(batch, vectors, strict=True)
                 made += [NewChunk(chunk["content"], chunk.get("metadata"), vector) for chunk, vector in pairs]
-        except (CollectionModelGone, ModelAnswersOtherSize, UnreadableAnswer) as error:
-            raise VectorizationFailed(sentence_of(error)) from error
+        except (DatabaseAway, VectorizationFailed):
+            raise
+        except APIError as error:
+            raise VectorizationFailed(error) from error
         appended = await in_thread(_append)(document, space, made)
         if isinstance(appended, Space):  # the collection was given another model meanwhile
             space = appended

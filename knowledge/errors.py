@@ -1,7 +1,5 @@
 """What can go wrong with documents, as their owner reads it."""
 
-from typing import Any
-
 from inference.errors import FeatureNotEnabled
 from opengate.errors import APIError, Conflict
 
@@ -76,8 +74,10 @@ class VectorizationFailed(APIError):
 
     status = 500
 
-    def __init__(self, reason: Any) -> None:
-        super().__init__(f"Vectorization failed: {reason}")
+    def __init__(self, reason: str | APIError) -> None:
+        """`reason` as a sentence, or the refusal itself, which may say when to come again."""
+        sentence, headers = (sentence_of(reason), reason.headers) if isinstance(reason, APIError) else (reason, None)
+        super().__init__(f"Vectorization failed: {sentence}", headers=headers)
 
 
 class WrongSearchMethod(APIError):

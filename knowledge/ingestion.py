@@ -97,7 +97,7 @@ def _fail_or_wait(document: Document, error: APIError) -> None:
     if may_heal(error) and document.tries + 1 < tries:
         _put_off(document, _PutOff(min(2.0**document.tries, LONGEST_PAUSE_SECONDS), sentence_of(error)))
     else:
-        _fail(document, error if isinstance(error, VectorizationFailed) else VectorizationFailed(sentence_of(error)))
+        _fail(document, error if isinstance(error, VectorizationFailed) else VectorizationFailed(error))
 
 
 def _fail(document: Document, error: APIError) -> None:

@@ -70,7 +70,7 @@ def space(collection: Collection, ben: User, monkeypatch: pytest.MonkeyPatch) ->
 
 def numbers(user: User, space: Space, **how: object) -> list[tuple[int, int]]:
     """Collection and number of each chunk that is found."""
-    asked = Asked(vectors={space.pk: QUERY}, dimensions={space.pk: DIMENSIONS})
+    asked = Asked(vectors={space.pk: QUERY})
     query = Query("x", limit=5, **how)  # type: ignore[arg-type]
     return [(result.collection_id, result.number) for result in search.run(query, scope_of(user.pk, ()), asked)]
 
@@ -131,6 +131,7 @@ def test_while_one_builds_another_leaves_it_to_him(space):
             cursor.execute("SELECT pg_advisory_lock(%s)", [indexing.BUILDER])
             holds.set()
             may_end.wait(10)
+            cursor.execute("SELECT pg_advisory_unlock(%s)", [indexing.BUILDER])
 
     builder = threading.Thread(target=lambda: beside(hold))
     builder.start()

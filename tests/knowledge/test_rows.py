@@ -10,7 +10,7 @@ import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
 
 from accounts.models import Permission, User
-from knowledge import api, editing, vectors
+from knowledge import editing, uploads, vectors
 from knowledge.errors import CollectionNotFound
 from knowledge.models import Chunk, Collection, Document, Language, Space
 from knowledge.splitting import Options
@@ -265,7 +265,8 @@ def test_chunks_whose_model_is_away_are_not_there_and_may_come_again(as_ada, add
         provider.url = "http://127.0.0.1:9/"
         provider.save()
     refused = as_ada.post(f"/v1/documents/{document.pk}/chunks", json={"chunks": [{"content": "more words"}]})
-    assert (refused.status_code, "Retry-After" in refused.headers) == (503, True)
+    assert (refused.status_code, "Retry-After" in refused.headers) == (500, True)
+    assert refused.json()["detail"].startswith("Vectorization failed: ")
     assert document.chunks.count() == 1
 
 
@@ -405,7 +406,7 @@ def test_a_collection_that_goes_while_a_file_comes_is_not_found(collection, monk
     gone, file = Collection.objects.all(), SimpleUploadedFile("notes.txt", b"words")
     interrupt(monkeypatch, vectors, "space_of", lambda: editing.delete_collection(gone, collection.pk))
     with pytest.raises(CollectionNotFound):
-        api._kept(collection, file, {"options": Options(), "metadata": None})
+        uploads.receive(collection, file, Options(), queue=lambda id: None)
     assert Document.objects.count() == 0
 
 

@@ -6,10 +6,11 @@ PIP := $(PYTHON) -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --no-deps --require-hashes --progress-bar off
 LOCK := $(PYTHON) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+VENDORED := opengate/static/opengate/vendor
 MODELS_SORRY := The local models could not be installed here; everything else works without them.
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint types imports check fuzz drill drill-ingestion bench bench-ledger bench-search lock clean
+.PHONY: help quickstart test lint types imports check fuzz drill drill-ingestion bench bench-ledger bench-search lock vendor clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +57,20 @@ lock: $(VENV)/installed ## compile requirements*.in anew
 	$(LOCK) requirements.in -o requirements.txt
 	$(LOCK) requirements-dev.in -o requirements-dev.txt
 	$(LOCK) --no-deps requirements-models.in -o requirements-models.txt
+
+vendor: ## fetch anew the scripts of package.json that pages and browser tests load (needs npm)
+	rm -rf var/vendor && mkdir -p var/vendor && cp package.json package-lock.json var/vendor/
+	cd var/vendor && npm ci --ignore-scripts --no-audit --no-fund
+	cp var/vendor/node_modules/chart.js/dist/chart.umd.min.js $(VENDORED)/chart.js
+	cp var/vendor/node_modules/dompurify/dist/purify.min.js $(VENDORED)/purify.js
+	cp var/vendor/node_modules/markdown-it/dist/browser/markdown-it.umd.min.js $(VENDORED)/markdown-it.js
+	cp var/vendor/node_modules/chart.js/LICENSE.md $(VENDORED)/chart.LICENSE
+	cp var/vendor/node_modules/dompurify/LICENSE $(VENDORED)/purify.LICENSE
+	cp var/vendor/node_modules/markdown-it/LICENSE $(VENDORED)/markdown-it.LICENSE
+	cp var/vendor/node_modules/axe-core/axe.min.js tests/browser/axe.js
+	cp var/vendor/node_modules/axe-core/LICENSE tests/browser/axe.LICENSE
+	sed -i '/^\/\/# sourceMappingURL=/d' $(VENDORED)/*.js
+	rm -rf var/vendor
 
 clean: ## remove .venv and caches; the data in var/ stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis .import_linter_cache

@@ -17,6 +17,7 @@ from django.utils.html import format_html
 from accounts import keys
 from accounts.errors import KeyLivesTooLong
 from accounts.models import Key, Organization, Permission, Role, User
+from opengate.console import ConsoleAdmin
 from routing.models import Router
 from usage.admin import AccountInline, LimitInline
 from usage.models import Limit
@@ -36,7 +37,7 @@ class RoleForm(forms.ModelForm):
 
 
 @admin.register(Role)
-class RoleAdmin(admin.ModelAdmin):
+class RoleAdmin(ConsoleAdmin):
     form = RoleForm
     list_display = ("name", "permission_names", "user_count", "updated")
     search_fields = ("name",)
@@ -62,7 +63,7 @@ class RoleAdmin(admin.ModelAdmin):
 
 
 @admin.register(Organization)
-class OrganizationAdmin(admin.ModelAdmin):
+class OrganizationAdmin(ConsoleAdmin):
     list_display = ("name", "user_count", "created")
     search_fields = ("name",)
     readonly_fields = ("created", "updated")
@@ -94,7 +95,7 @@ class KeyInline(admin.TabularInline):
 
 
 @admin.register(User)
-class UserAdmin(DjangoUserAdmin):
+class UserAdmin(ConsoleAdmin, DjangoUserAdmin):
     add_form = UserCreationForm
     change_password_form = AdminPasswordChangeForm
     list_display = ("email", "name", "role", "organization", "budget", "reserved", "expires", "priority")
@@ -140,7 +141,7 @@ class KeyForm(forms.ModelForm):
 
 
 @admin.register(Key)
-class KeyAdmin(admin.ModelAdmin):
+class KeyAdmin(ConsoleAdmin):
     """To revoke a key, delete it; its usage stays."""
 
     form = KeyForm

@@ -12,11 +12,12 @@ from django.utils.safestring import SafeString
 
 from knowledge import indexing
 from knowledge.models import Chunk, Collection, Document, DocumentQuerySet, Space
+from opengate.console import ConsoleAdmin
 from usage.admin import ReadOnlyAdmin
 
 
 @admin.register(Collection)
-class CollectionAdmin(admin.ModelAdmin):
+class CollectionAdmin(ConsoleAdmin):
     """Whose documents are searched how. A model is changed by `manage.py reembed`, or by the owner."""
 
     list_display = ("name", "owner", "visibility", "document_count", "chunks", "language", "embedded_by", "changing_to")
@@ -68,7 +69,7 @@ class CollectionAdmin(admin.ModelAdmin):
 
 
 @admin.register(Document)
-class DocumentAdmin(admin.ModelAdmin):
+class DocumentAdmin(ConsoleAdmin):
     """How far each document is, and why it is not further."""
 
     list_display = ("name", "collection", "state", "chunk_count", "kind", "file_size", "error", "created")

@@ -4,6 +4,7 @@ from datetime import timedelta
 from typing import Any
 
 import dj_database_url
+from csp.constants import NONE, SELF
 from kombu import Queue
 
 from opengate import environment
@@ -50,7 +51,7 @@ DATACENTER_WUE = ENVIRONMENT.datacenter_wue
 
 INSTALLED_APPS = [
     "daphne",
-    "django.contrib.admin",
+    "opengate.apps.ConsoleConfig",
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",
@@ -63,6 +64,7 @@ INSTALLED_APPS = [
     "channels",
     "axes",
     "auditlog",
+    "csp",
     "opengate",
     "accounts",
     "routing",
@@ -81,6 +83,7 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "csp.middleware.CSPMiddleware",
     "opengate.api.refuse_methods",
 ]
 
@@ -186,6 +189,22 @@ AUDITLOG_STORE_JSON_CHANGES = True
 
 KEY_MAX_EXPIRATION_DAYS = ENVIRONMENT.key_max_expiration_days
 PLAYGROUND_SESSION_SECONDS = ENVIRONMENT.playground_session_seconds
+
+# Pages load what this address serves, run no script that stands in a page, and appear in no frame.
+CONTENT_SECURITY_POLICY = {
+    "EXCLUDE_URL_PREFIXES": ["/v1/"],  # no pages
+    "DIRECTIVES": {
+        "default-src": [NONE],
+        "script-src": [SELF],
+        "style-src": [SELF],
+        "img-src": [SELF, "data:"],
+        "font-src": [SELF],
+        "connect-src": [SELF],
+        "form-action": [SELF],
+        "base-uri": [NONE],
+        "frame-ancestors": [NONE],
+    },
+}
 
 LOGIN_URL = "admin:login"
 LOGIN_REDIRECT_URL = "admin:index"

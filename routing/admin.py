@@ -14,6 +14,7 @@ from django.db.models import Count, QuerySet
 from django.http import HttpRequest
 
 from inference import discovery
+from opengate.console import ConsoleAdmin
 from opengate.encryption import mask
 from opengate.errors import APIError
 from opengate.redis import RedisAway
@@ -147,7 +148,7 @@ class ProviderInline(admin.StackedInline):
 
 
 @admin.register(Router)
-class RouterAdmin(admin.ModelAdmin):
+class RouterAdmin(ConsoleAdmin):
     list_display = ("name", "type", "provider_count", "cost_prompt_tokens", "cost_completion_tokens", "updated")
     list_filter = ("type",)
     search_fields = ("name", "names__value")
@@ -180,7 +181,7 @@ class RouterAdmin(admin.ModelAdmin):
 
 
 @admin.register(Provider)
-class ProviderAdmin(admin.ModelAdmin):
+class ProviderAdmin(ConsoleAdmin):
     form = ProviderForm
     list_display = ("model_name", "router", "type", "circuit", "inflight", "qos", "url", "model_hosting_zone")
     list_filter = ("type", "router")

@@ -13,6 +13,7 @@ from django.utils import timezone
 from django.utils.functional import cached_property
 
 from accounts.models import User
+from opengate.console import ConsoleAdmin
 from opengate.fields import MAX_AMOUNT
 from routing.models import Router
 from usage.models import Account, DailyUsage, Limit, Reservation, UsageRecord
@@ -28,7 +29,7 @@ class LimitInline(admin.TabularInline):
 
 
 @admin.register(Limit)
-class LimitAdmin(admin.ModelAdmin):
+class LimitAdmin(ConsoleAdmin):
     list_display = ("role", "router", "type", "limit_value")
     list_filter = ("role", "router", "type")
     list_select_related = ("role", "router")
@@ -139,7 +140,7 @@ class CappedPaginator(Paginator):
         return int(rows.order_by()[: self.MOST].count())
 
 
-class ReadOnlyAdmin(admin.ModelAdmin):
+class ReadOnlyAdmin(ConsoleAdmin):
     """History is not edited."""
 
     show_full_result_count = False

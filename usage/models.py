@@ -359,6 +359,7 @@ class UsageRecord(models.Model):
     gco2eq = models.DecimalField(
         "gCO2eq", max_digits=24, decimal_places=6, default=0, help_text="Grams between least and most, as accounted."
     )
+    flight = models.JSONField("flight record", null=True, help_text="How the call went, step by step.")
 
     class Meta:
         ordering: ClassVar[list[str]] = ["-created", "-id"]

@@ -1,0 +1,39 @@
+"""The console: Django's admin, with a dashboard for its front page and the log of changes for each row's history."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from auditlog.mixins import AuditlogHistoryAdminMixin
+from django.contrib import admin
+from django.http import HttpRequest, HttpResponse
+
+SECTIONS: Mapping[str, str] = {  # by app, in the order of the menu
+    "routing": "Models",
+    "accounts": "People",
+    "usage": "Usage",
+    "knowledge": "Documents",
+    "auditlog": "Changes",
+    "axes": "Failed logins",
+}
+
+
+class Console(admin.AdminSite):
+    site_header = site_title = "OpenGate"
+    index_title = "Dashboard"
+    site_url = "/playground"
+    empty_value_display = "–"
+
+    def get_app_list(self, request: HttpRequest, app_label: str | None = None) -> list[Any]:
+        found = super().get_app_list(request, app_label)
+        order = list(SECTIONS)
+        for app in found:
+            app["name"] = SECTIONS.get(app["app_label"], app["name"])
+        return sorted(found, key=lambda app: order.index(app["app_label"]) if app["app_label"] in order else len(order))
+
+
+class ConsoleAdmin(AuditlogHistoryAdminMixin, admin.ModelAdmin):
+    """A page whose history is the log of changes, signed whether they came by the console, the API or a command."""
+
+    def history_view(self, request: HttpRequest, object_id: str, extra_context: Any = None) -> HttpResponse:
+        response: HttpResponse = self.auditlog_history_view(request, object_id, extra_context)
+        return response

@@ -3,6 +3,7 @@ from django.apps import AppConfig
 
 class KnowledgeConfig(AppConfig):
     name = "knowledge"
+    verbose_name = "Documents"
 
     def ready(self) -> None:
         from knowledge.models import Collection

@@ -1,20 +1,12 @@
 """The console: Django's admin, with a dashboard for its front page and the log of changes for each row's history."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from auditlog.mixins import AuditlogHistoryAdminMixin
 from django.contrib import admin
 from django.http import HttpRequest, HttpResponse
 
-SECTIONS: Mapping[str, str] = {  # by app, in the order of the menu
-    "routing": "Models",
-    "accounts": "People",
-    "usage": "Usage",
-    "knowledge": "Documents",
-    "auditlog": "Changes",
-    "axes": "Failed logins",
-}
+SECTIONS = ("routing", "accounts", "usage", "knowledge", "auditlog", "axes")  # apps in the order of the menu
 
 
 class Console(admin.AdminSite):
@@ -25,10 +17,7 @@ class Console(admin.AdminSite):
 
     def get_app_list(self, request: HttpRequest, app_label: str | None = None) -> list[Any]:
         found = super().get_app_list(request, app_label)
-        order = list(SECTIONS)
-        for app in found:
-            app["name"] = SECTIONS.get(app["app_label"], app["name"])
-        return sorted(found, key=lambda app: order.index(app["app_label"]) if app["app_label"] in order else len(order))
+        return sorted(found, key=lambda app: SECTIONS.index(app["app_label"]))
 
 
 class ConsoleAdmin(AuditlogHistoryAdminMixin, admin.ModelAdmin):

@@ -3,6 +3,7 @@ from django.apps import AppConfig
 
 class RoutingConfig(AppConfig):
     name = "routing"
+    verbose_name = "Models"
 
     def ready(self) -> None:
         from opengate import audit, epoch

@@ -3,6 +3,7 @@ from django.apps import AppConfig
 
 class UsageConfig(AppConfig):
     name = "usage"
+    verbose_name = "Usage"
 
     def ready(self) -> None:
         from opengate import audit, epoch

@@ -157,6 +157,7 @@ CELERY_BEAT_SCHEDULE = {
     "tidy-documents": {"task": "knowledge.tasks.tidy", "schedule": 60.0, "options": {"expires": 60.0}},
     "forget-words": {"task": "knowledge.tasks.forget_words", "schedule": 3600.0, "options": {"expires": 3600.0}},
     "index-spaces": {"task": "knowledge.tasks.index_spaces", "schedule": 60.0, "options": {"expires": 60.0}},
+    "roll-up-usage": {"task": "usage.tasks.roll_up_usage", "schedule": 15.0, "options": {"expires": 15.0}},
     "delete-old-usage": {"task": "usage.tasks.delete_old_usage", "schedule": 300.0, "options": {"expires": 300.0}},
 }
 

@@ -68,6 +68,31 @@ RULES: Mapping[str, str] = {
            OR NOT ({_SAME_ENERGY})
         ORDER BY 1, 2, 3
     """,  # noqa: S608  our own query
+    # Once what came last is surely in the roll-ups: they follow by some seconds.
+    "a day's roll-ups are its sums": """
+        SELECT coalesce(rolled.day, sums.day) AS day, rolled.requests, sums.requests AS requests_of_sums, rolled.cost,
+               sums.cost AS cost_of_sums, rolled.gco2eq, sums.gco2eq AS gco2eq_of_sums
+        FROM (
+            SELECT (start AT TIME ZONE 'UTC')::date AS day, sum(requests) AS requests, sum(errors) AS errors,
+                   sum(prompt_tokens) AS prompt_tokens, sum(completion_tokens) AS completion_tokens,
+                   sum(cost) AS cost, sum(gco2eq) AS gco2eq
+            FROM usage_rollup WHERE grain = 'day' AND start >= %(since)s::date::timestamp AT TIME ZONE 'UTC' GROUP BY 1
+        ) AS rolled
+        FULL JOIN (
+            SELECT day, sum(requests) AS requests, sum(errors) AS errors, sum(prompt_tokens) AS prompt_tokens,
+                   sum(completion_tokens) AS completion_tokens, sum(cost) AS cost, sum(gco2eq) AS gco2eq
+            FROM usage_dailyusage WHERE day >= %(since)s AND requests > 0 GROUP BY 1
+        ) AS sums ON sums.day = rolled.day
+        JOIN usage_rollupprogress AS progress ON progress.is_backfilled
+        WHERE (rolled.requests, rolled.errors, rolled.prompt_tokens, rolled.completion_tokens, rolled.cost,
+               rolled.gco2eq)
+           IS DISTINCT FROM (sums.requests, sums.errors, sums.prompt_tokens, sums.completion_tokens, sums.cost,
+                             sums.gco2eq)
+          AND coalesce(rolled.day, sums.day) NOT IN (
+            SELECT (created AT TIME ZONE 'UTC')::date FROM usage_usagerecord WHERE id > progress.settled_id
+          )
+        ORDER BY 1
+    """,
     "a record's cost is that of its tokens": """
         SELECT request_id, cost,
                round((prompt_tokens * cost_prompt_tokens + completion_tokens * cost_completion_tokens) / 1000000, 6)

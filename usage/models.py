@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self
 from zoneinfo import ZoneInfo, available_timezones
 
 from django.conf import settings
+from django.contrib.postgres.fields import ArrayField
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
@@ -422,3 +423,72 @@ class DailyUsage(models.Model):
 
     def __str__(self) -> str:
         return f"{self.day} {self.user_email} {self.router_name}"
+
+
+class Grain(models.TextChoices):
+    HOUR = "hour", "hour"
+    DAY = "day", "day"
+
+
+def _histogram(help_text: str) -> Any:
+    return ArrayField(models.IntegerField(), help_text=help_text)
+
+
+class Rollup(models.Model):
+    """The sums of the calls of one hour or day of UTC, for the charts of the console; `usage.rollups` writes them.
+
+    They follow the records by some seconds. What must be true at any moment is asked of the records or of DailyUsage.
+    """
+
+    grain = models.CharField(max_length=4, choices=Grain.choices)
+    start = models.DateTimeField()
+    organization = _trace(Organization)
+    organization_name = models.CharField("organization", max_length=255, null=True)
+    router = _trace(Router)
+    router_name = models.CharField("router", max_length=255)
+    provider = _trace(Provider)
+    provider_model_name = models.CharField("provider's model", max_length=255, null=True)
+    requests = models.PositiveBigIntegerField()
+    errors = models.PositiveBigIntegerField(help_text="Calls without an answer of status 2xx.")
+    prompt_tokens = models.PositiveBigIntegerField()
+    completion_tokens = models.PositiveBigIntegerField()
+    cost = models.DecimalField(max_digits=24, decimal_places=6)
+    gco2eq = models.DecimalField("gCO2eq", max_digits=24, decimal_places=6)
+    kwh = models.FloatField("kWh")
+    latency = _histogram("How many answered calls fell between the bounds of `usage.rollups.BOUNDS_MS`.")
+    ttft = _histogram("The same of the times to the first token.")
+
+    class Meta:
+        ordering: ClassVar[list[str]] = ["-start", "-id"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["grain", "start", "organization", "router", "provider"],
+                nulls_distinct=False,
+                name="one_rollup_a_time",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.grain} {self.start:%Y-%m-%d %H:%M} {self.router_name}"
+
+
+class RollupProgress(models.Model):
+    """How far the roll-ups have come; one row, or none before the first run.
+
+    Records up to `settled_id` are in them, and no more will appear among those: ids that are given out in order are
+    committed in any. `mark_id` follows once every transaction that ran when it was taken, before `mark_xid`, is over.
+    """
+
+    ONLY = 1
+
+    id = models.PositiveSmallIntegerField(primary_key=True, default=ONLY)
+    settled_id = models.BigIntegerField(default=0)
+    mark_id = models.BigIntegerField(default=0)
+    mark_xid = models.BigIntegerField(null=True)
+    marked = models.DateTimeField(null=True)
+    last_day = models.DateField(null=True, help_text="Up to where days from before the first run are summed up.")
+    is_backfilled = models.BooleanField(default=False)
+    as_of = models.DateTimeField(null=True, help_text="When the last run that came to its end began.")
+
+    def __str__(self) -> str:
+        return f"up to record {self.settled_id}"

@@ -3,9 +3,11 @@
 from datetime import UTC, date, datetime, time, timedelta
 
 from django.conf import settings
+from django.db import connection, transaction
 from django.utils import timezone
 
-from usage.models import DailyUsage, UsageRecord
+from usage import rollups
+from usage.models import DailyUsage
 
 BATCH = 5_000
 MOST = 100_000  # at a time: the worker has other things to do
@@ -20,14 +22,34 @@ def first_day_kept() -> date | None:
 def delete_old() -> int:
     """Delete records of days that are not kept, MOST at most, in batches that hold no lock for long; answers how many.
 
-    The sums of those days are marked first: from then on nobody expects their records.
+    What is not yet in the roll-ups waits for another time. The sums of those days are marked first: from then on
+    nobody expects their records, and roll-ups are no longer computed from what is left of them.
     """
     first = first_day_kept()
-    if first is None:
+    if first is None or not rollups.roll_up():
         return 0
-    DailyUsage.objects.filter(day__lt=first, records_deleted=False).update(records_deleted=True)
-    old = UsageRecord.objects.filter(created__lt=datetime.combine(first, time.min, UTC)).order_by("created")
+    with transaction.atomic():
+        rollups.lock()
+        DailyUsage.objects.filter(day__lt=first, records_deleted=False).update(records_deleted=True)
     deleted = 0
-    while deleted < MOST and (ids := list(old.values_list("id", flat=True)[:BATCH])):
-        deleted += UsageRecord.objects.filter(id__in=ids)._raw_delete("default")
+    while deleted < MOST and (batch := _delete_batch(datetime.combine(first, time.min, UTC))):
+        deleted += batch
     return deleted
+
+
+def _delete_batch(before: datetime) -> int:
+    """A record that came late may be among them, and in no roll-up yet: their days are looked at again."""
+    with transaction.atomic(), connection.cursor() as cursor:
+        rollups.lock()
+        cursor.execute(
+            """
+            DELETE FROM usage_usagerecord WHERE id IN (
+                SELECT id FROM usage_usagerecord WHERE created < %s ORDER BY created LIMIT %s
+            ) RETURNING (created AT TIME ZONE 'UTC')::date
+            """,
+            [before, BATCH],
+        )
+        days = [day for (day,) in cursor.fetchall()]
+        DailyUsage.objects.filter(day__in=set(days), records_deleted=False).update(records_deleted=True)
+        rollups.take_from_daily(set(days))
+        return len(days)

@@ -3,7 +3,7 @@
 from celery import shared_task
 from django.utils import timezone
 
-from usage import budgets, retention, spool
+from usage import budgets, retention, rollups, spool
 
 
 @shared_task
@@ -35,3 +35,9 @@ def refill_accounts() -> None:
 def delete_old_usage() -> None:
     """Delete records that are older than the setting keeps."""
     retention.delete_old()
+
+
+@shared_task
+def roll_up_usage() -> None:
+    """Sum up hours and days for the console."""
+    rollups.roll_up()

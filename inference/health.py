@@ -1,11 +1,13 @@
 """Whether models can be called now: what calls have found out, and what upstreams say when asked."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 from weakref import WeakKeyDictionary
+
+from redis.exceptions import RedisError
 
 from inference import upstream
 from inference.errors import UpstreamTrouble
@@ -47,6 +49,23 @@ async def of(routers: Sequence[Router]) -> Sequence[Status]:
     return [_whole([found[p.id] for p in router.providers], lines.get(router.id, 0)) for router in routers]
 
 
+def last_answers(provider_ids: Iterable[int]) -> Mapping[int, bool]:
+    """Of upstreams that were asked in the last KEEP_SECONDS, whether they answered. For sync code; raises RedisAway."""
+    ids = list(provider_ids)
+    if not ids:
+        return {}
+    try:
+        with opengate_redis.sync_client() as client:
+            known: Any = client.mget([_probe_key(id) for id in ids])
+    except RedisError as error:
+        raise RedisAway from error
+    return {id: bool(int(answer)) for id, answer in zip(ids, known, strict=True) if answer is not None}
+
+
+def _probe_key(provider_id: int) -> str:
+    return f"opengate:probe:{provider_id}"
+
+
 def _status(provider: Provider, now: Load, answers: bool) -> Status:
     if now.circuit.state == State.OPEN or not answers:
         return Status.RED
@@ -72,7 +91,7 @@ async def _answers(provider: Provider) -> bool:
 
 
 async def _found(provider: Provider, gate: asyncio.Semaphore) -> bool:
-    key = f"opengate:probe:{provider.id}"
+    key = _probe_key(provider.id)
     try:
         known = await opengate_redis.ask("GET", key)
     except RedisAway:

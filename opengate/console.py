@@ -5,6 +5,7 @@ from typing import Any
 from auditlog.mixins import AuditlogHistoryAdminMixin
 from django.contrib import admin
 from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
 
 SECTIONS = ("routing", "accounts", "usage", "knowledge", "auditlog", "axes")  # apps in the order of the menu
 
@@ -14,6 +15,11 @@ class Console(admin.AdminSite):
     index_title = "Dashboard"
     site_url = "/playground"
     empty_value_display = "–"
+
+    def index(self, request: HttpRequest, extra_context: Mapping[str, Any] | None = None) -> TemplateResponse:
+        from opengate import dashboard  # not before: it looks at pages, which look at this module
+
+        return super().index(request, dashboard.context(request) | dict(extra_context or {}))
 
     def get_app_list(self, request: HttpRequest, app_label: str | None = None) -> list[Any]:
         found = super().get_app_list(request, app_label)

@@ -35,3 +35,18 @@ def milliseconds(value: Any) -> str:
 def chart(drawn: Chart) -> dict[str, Any]:
     """The chart, with its figures in a table beneath; the page loads `vendor/chart.js` and `charts.js`."""
     return {"chart": drawn}
+
+
+@register.filter
+def percent(share: Any) -> str:
+    """`2.5%` of 0.025; – for None."""
+    return "–" if share is None else f"{formats.number_format(Decimal(str(share)) * 100, decimal_pos=1)}%"
+
+
+@register.filter
+def age(seconds: int) -> str:
+    """`12 s`, `5 min`, `3 h`, `2 days`."""
+    for size, name in ((86_400, "days"), (3_600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds // size} {name}"
+    return f"{seconds} s"

@@ -23,6 +23,10 @@ class UpstreamFailed(UpstreamTrouble):
     def is_outage(self) -> bool:
         return self.status == 503
 
+    @property
+    def in_short(self) -> str:
+        return str(self.detail)  # ours, as it is with every one of these
+
 
 class ProviderFull(UpstreamFailed):
     """This process has as many calls at the provider as it may: no fault of the provider's."""
@@ -51,6 +55,10 @@ class UpstreamRefused(UpstreamTrouble):
     @property
     def is_outage(self) -> bool:
         return self.status in self.OUTAGES
+
+    @property
+    def in_short(self) -> str:
+        return f"The provider answered with status {self.status}."
 
 
 class ModelUnknown(UpstreamFailed):

@@ -12,7 +12,7 @@ from django.conf import settings
 from routing import figures, places
 from routing.figures import NOTHING, Figures
 from routing.models import LoadBalancingStrategy, Metric
-from routing.places import UNLIMITED, Lease, Option, Waiting
+from routing.places import UNLIMITED, Choice, Lease, Option, Waiting
 from routing.snapshot import Provider, Router
 
 UNKNOWN: Final = float("inf")
@@ -23,13 +23,19 @@ Grams = Callable[[Provider], float | None]
 
 
 async def lease(
-    router: Router, call_id: str, *, grams: Grams, priority: int = 0, tried: frozenset[int] = frozenset()
+    router: Router,
+    call_id: str,
+    *,
+    grams: Grams,
+    priority: int = 0,
+    tried: frozenset[int] = frozenset(),
+    choice: Choice | None = None,
 ) -> Lease:
     """A place for the call at a provider that was not tried yet; raises ProvidersAway or ModelTooBusy.
 
     `grams` answers a provider's grams of CO2eq a token, None where nobody knows. Who waits is served in the order of
     arrival; the highest priority counts as having come half the longest wait earlier, so that nobody is passed over
-    for ever.
+    for ever. `choice` is filled in with how the providers stood, whatever comes of it.
     """
 
     async def options() -> Sequence[Option]:
@@ -37,7 +43,7 @@ async def lease(
         return [Option(p, capacity(p, seen.get(p.id, NOTHING))) for p in in_order(router, seen, grams)]
 
     share = min(priority, settings.ROUTING_MAX_PRIORITY) / settings.ROUTING_MAX_PRIORITY
-    waiting = Waiting(call_id, tried, share * settings.ROUTING_MAX_WAIT_SECONDS / 2)
+    waiting = Waiting(call_id, tried, share * settings.ROUTING_MAX_WAIT_SECONDS / 2, choice or Choice())
     return await places.take(router.id, options, waiting, settings.ROUTING_MAX_WAIT_SECONDS)
 
 

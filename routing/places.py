@@ -15,6 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Final, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -49,7 +50,8 @@ def line_key(router_id: int) -> str:
 # preference. ARGV: seconds of a lease, of patience, of a trial, the number of providers, the most calls at each (-1:
 # any number), then of each waiting call its id, a 1 or 0 a provider (may it go there) and its head start in seconds.
 # Answers for each waiting call 0 (wait), 2n (place at the nth provider), 2n + 1 (the same, and its circuit counts
-# outages), or minus the milliseconds until a provider may be tried, when the circuits of all are open.
+# outages), or minus the milliseconds until a provider may be tried, when the circuits of all are open. Where some
+# circuit is open there is one answer more: a 1 or 0 a provider.
 _PLACE = opengate_redis.Script("""
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
@@ -143,6 +145,11 @@ if waits then
   redis.call('EXPIRE', line, 60)
   redis.call('EXPIRE', heard, 60)
 end
+if next(opens) then
+  local are_open = {}
+  for i = 1, count do are_open[i] = opens[i] and '1' or '0' end
+  answers[number + 1] = table.concat(are_open)
+end
 return answers
 """)
 
@@ -152,6 +159,44 @@ class Option(NamedTuple):
 
     provider: Provider
     capacity: int = UNLIMITED
+
+
+class Verdict(StrEnum):
+    """Why a call went to a provider, or not."""
+
+    CHOSEN = "chosen"
+    NOT_NEEDED = "not_needed"  # a preferred one had room
+    TRIED = "tried"  # it failed before
+    OPEN = "open"
+    FULL = "full"
+
+
+@dataclass(slots=True)
+class Choice:
+    """The providers as they were when a call was last looked at: in the order of preference.
+
+    `open` has a 1 or 0 for each, whether its circuit was open; empty when none was, or nobody could tell. `is_counted`
+    is false with Redis away.
+    """
+
+    options: Sequence[Option] = ()
+    allowed: str = ""
+    open: str = ""
+    chosen: int | None = None
+    is_counted: bool = True
+
+    def verdicts(self) -> Iterator[tuple[Option, Verdict]]:
+        for at, option in enumerate(self.options):
+            if at == self.chosen:
+                yield option, Verdict.CHOSEN
+            elif self.allowed[at] == "0":
+                yield option, Verdict.TRIED
+            elif self.chosen is not None and at > self.chosen:
+                yield option, Verdict.NOT_NEEDED
+            elif self.open[at : at + 1] == "1":
+                yield option, Verdict.OPEN
+            else:
+                yield option, Verdict.FULL
 
 
 Options = Callable[[], Awaitable[Sequence[Option]]]  # the router's providers as of now, in the order of preference
@@ -220,6 +265,7 @@ class Waiting:
     call_id: str
     tried: frozenset[int]
     head_start: float
+    choice: Choice = field(default_factory=Choice)  # filled in when it is asked for
     place: asyncio.Future[Lease] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
@@ -278,6 +324,7 @@ async def _ask(router_id: int, options: Options, calls: Sequence[Waiting]) -> No
     asked: list[tuple[Waiting, str]] = []
     for call in calls:
         allowed = "".join("0" if option.provider.id in call.tried else "1" for option in given)
+        call.choice.options, call.choice.allowed = given, allowed
         if "1" in allowed:
             asked.append((call, allowed))
         else:
@@ -295,9 +342,14 @@ async def _ask(router_id: int, options: Options, calls: Sequence[Waiting]) -> No
         answers = await _PLACE.run(keys, arguments)
     except RedisAway:
         answers = [2 * (allowed.index("1") + 1) for _, allowed in asked]
+        for call, _ in asked:
+            call.choice.is_counted = False
+    are_open = answers.pop().decode() if len(answers) > len(asked) else ""
     for (call, _), answer in zip(asked, answers, strict=True):
+        call.choice.open = are_open
         if answer > 0:
-            provider = given[answer // 2 - 1].provider
+            call.choice.chosen = answer // 2 - 1
+            provider = given[call.choice.chosen].provider
             call.place.set_result(Lease(provider, call.call_id, router_id, is_suspect=answer % 2 == 1))
         elif answer < 0:
             call.place.set_exception(ProvidersAway(-answer / 1000))

@@ -24,6 +24,7 @@ from routing.places import Lease
 from routing.snapshot import Provider, Router
 from usage import budgets, carbon, ledger, limits, pricing, spool
 from usage.budgets import Need
+from usage.flight import Flight
 from usage.ledger import Record
 from usage.limits import Admission
 from usage.models import Outcome
@@ -62,6 +63,11 @@ class UpstreamTrouble(APIError):
         """Whether the provider is away, whoever asks it: what opens its circuit."""
         return False
 
+    @property
+    def in_short(self) -> str:
+        """What may be kept of it: our words, never the provider's, which may repeat the prompt."""
+        return "The provider failed."
+
 
 class Call:
     """A context around one call: on exit it is settled if it was admitted, and was not settled before."""
@@ -84,6 +90,7 @@ class Call:
         self.before: Sequence[Mapping[str, Any]] = ()  # usage of calls that were made for this one: a search
         self.estimated_cost: Decimal | None = None  # of a call with a reservation
         self.tokens = Tokens()
+        self.flight = Flight(self.started)
         self._settlement: asyncio.Task[None] | None = None
         self._footprint: carbon.Footprint | None = None
 
@@ -100,6 +107,7 @@ class Call:
             self.principal = await principals.again(self.principal)
             return False
         self.router, self.router_name = router, router.name
+        self.flight.admitted(admission)
         try:
             await self._reserve(router, need)
         except APIError:
@@ -119,7 +127,10 @@ class Call:
         if rate or router.has_price:
             # What it says of tokens is filled in if it is ever used.
             record = self._record(0, Outcome.RECOVERED)
-            self.estimated_cost = await budgets.areserve(self.principal.user_id, record, router, need, rate)
+            held = await budgets.areserve(self.principal.user_id, record, router, need, rate)
+            if held is not None:
+                self.estimated_cost = held.expected
+                self.flight.reserved(held)
 
     def admit_unrouted(self, name: str) -> None:
         """Admit a call that the gateway answers itself, under this name: no router, no limits, no price."""
@@ -138,14 +149,21 @@ class Call:
             lease, self.lease = self.lease, None
             await lease.release()
         self.lease = await balancing.lease(
-            self.router, self.request_id, grams=_grams, priority=self.principal.priority, tried=self.tried
+            self.router,
+            self.request_id,
+            grams=_grams,
+            priority=self.principal.priority,
+            tried=self.tried,
+            choice=self.flight.seeks(self.router.strategy),
         )
         self.provider = self.lease.provider
+        self.flight.placed(self.provider.id)
         self.tokens = Tokens(prompt=prompt_tokens, estimated=bool(prompt_tokens))
         return self.provider
 
     def answered(self) -> None:
         """The provider is well: it gave an answer, or the beginning of one."""
+        self.flight.answered()
         if self.lease is not None:
             self.lease.answered()
 
@@ -158,6 +176,7 @@ class Call:
 
     def troubled(self, trouble: UpstreamTrouble) -> None:
         """What a provider's fault says of its health."""
+        self.flight.troubled(trouble.status, trouble.in_short)
         if self.lease is not None:
             if trouble.is_outage:
                 self.lease.failed()
@@ -176,6 +195,7 @@ class Call:
         Where there is nothing to count on our side (0), what the provider leaves out is 0 and no estimate. Figures that
         are not final count as far as they are more than ours.
         """
+        self.flight.counted()
         given = usage if isinstance(usage, Mapping) else {}
         prompt, completion = _figure(given.get("prompt_tokens")), _figure(given.get("completion_tokens"))
         if completion is not None and completion < completion_tokens and not is_final:
@@ -322,6 +342,7 @@ class Call:
             kgco2eq_min=footprint.kgco2eq_min,
             kgco2eq_max=footprint.kgco2eq_max,
             gco2eq=f"{footprint.as_impacts()['kgCO2eq'] * 1000:.6f}",
+            flight=self.flight.as_json(self.ttft_ms),
         )
 
     async def __aenter__(self) -> Self:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from asgiref.sync import sync_to_async
@@ -136,6 +136,14 @@ class Need:
     unknown_completion: int = 0
 
 
+class Held(NamedTuple):
+    """What a call is expected to cost, and what is held of its user's account for it."""
+
+    expected: Decimal
+    cost: Decimal
+    grams: Decimal
+
+
 @dataclass(frozen=True, slots=True)
 class Limited:
     """What of a user is limited."""
@@ -157,8 +165,8 @@ async def limited(user_id: int) -> Limited:
     return await _limited.get(user_id)
 
 
-def reserve(user_id: int, record: Record, router: Router, need: Need, grams_a_token: float) -> Decimal | None:
-    """Take what the call may cost from its user's account, and answer what it is expected to cost.
+def reserve(user_id: int, record: Record, router: Router, need: Need, grams_a_token: float) -> Held | None:
+    """Take what the call may cost from its user's account, and answer what is held.
 
     `record` is what is stored if its process dies. None when there is no account to take it from. Raises
     InsufficientBudget or InsufficientCarbonBudget.
@@ -185,7 +193,7 @@ def reserve(user_id: int, record: Record, router: Router, need: Need, grams_a_to
             cursor.execute(_RESERVE, parameters)
             is_held, expected, cost, grams, now = cursor.fetchone()
         if is_held:
-            return Decimal(expected)
+            return Held(Decimal(expected), Decimal(cost), Decimal(grams))
         account = Account.objects.filter(user_id=user_id).first()
         if account is None:
             return None  # a user who is gone, or whose limits were lifted with it
@@ -294,7 +302,7 @@ def keep_alive(request_ids: Sequence[str]) -> None:
 _akeep_alive = in_thread(keep_alive)
 
 
-async def areserve(user_id: int, record: Record, router: Router, need: Need, grams_a_token: float) -> Decimal | None:
+async def areserve(user_id: int, record: Record, router: Router, need: Need, grams_a_token: float) -> Held | None:
     """`reserve`, kept alive by this event loop until `forget`; raises DatabaseAway, too, when Postgres takes too long.
 
     Whoever is not there any more when it is taken, leaves nothing behind.
@@ -304,15 +312,15 @@ async def areserve(user_id: int, record: Record, router: Router, need: Need, gra
     need = replace(need, overhead=lambda: overhead)
     taking = asyncio.ensure_future(_areserve(user_id, record, router, need, grams_a_token))
     try:
-        expected = await in_time(taking)
+        held = await in_time(taking)
     except (asyncio.CancelledError, DatabaseAway):
         _in_background(_undo(taking, record["request_id"]))
         raise
     _heart().request_ids.add(record["request_id"])
-    return expected
+    return held
 
 
-async def _undo(taking: "asyncio.Future[Decimal | None]", request_id: str) -> None:
+async def _undo(taking: "asyncio.Future[Held | None]", request_id: str) -> None:
     try:
         await taking
         await _arelease(request_id)

@@ -9,7 +9,7 @@ of their ids, so that two statements never wait for each other in a ring.
 import asyncio
 from collections.abc import Sequence
 from functools import partial
-from typing import TypedDict
+from typing import Any, NotRequired, TypedDict
 from weakref import WeakKeyDictionary
 
 from django.db import DataError, IntegrityError, connection
@@ -54,6 +54,7 @@ class Record(TypedDict):
     kgco2eq_min: float
     kgco2eq_max: float
     gco2eq: str
+    flight: NotRequired[dict[str, Any] | None]  # `usage.flight`
 
 
 # What storing raises for what is no record, or does not fit the table.

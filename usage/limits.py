@@ -111,6 +111,7 @@ class Admission:
     router_id: int
     prompt_tokens: int = 0
     windows: Sequence[Window] = field(default_factory=tuple)
+    is_checked: bool = True  # false with Redis away
 
     def headers(self) -> dict[str, str]:
         """`x-ratelimit-{limit,remaining,reset}-{requests,tokens}`, of the limit with the least left of each kind."""
@@ -162,7 +163,7 @@ async def admit(
         answer = await _strategy().admit.run(keys, [epoch.known(), call_id, *arguments])
     except RedisAway:
         if settings.LIMITS_FAIL_OPEN:
-            return Admission(call_id, principal.user_id, router.id)
+            return Admission(call_id, principal.user_id, router.id, is_checked=False)
         raise LimitsAway from None
     verdict, newest = answer[0], int(answer[1])
     if verdict == -1:

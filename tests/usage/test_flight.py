@@ -10,7 +10,7 @@ from pydantic_core import to_json
 
 from opengate import epoch
 from opengate import redis as opengate_redis
-from routing import circuit
+from routing import circuit, snapshot
 from routing.models import Provider, Router
 from routing.places import inflight_key
 from tests.conftest import CHAT
@@ -28,18 +28,26 @@ CANARY = "yellow-feathers-93517"
 
 
 @pytest.fixture
-def other(router, upstream):
-    """A second provider, which is served by the same upstream; the first one takes calls first."""
-    Router.objects.filter(id=router.id).update(strategy="cheapest")
-    router.providers.update(cost_prompt_tokens=1)
-    return Provider.objects.create(
-        router=router, type="openai", url=f"{upstream.url}other/", model_name="other-name", timeout=5
-    )
+def first(router):
+    """The provider that takes calls as long as it can: the cheapest one."""
+    router.load_balancing_strategy = "cheapest"
+    router.save()
+    provider = router.providers.get()
+    provider.cost_prompt_tokens = 1
+    provider.save()
+    return provider
 
 
 @pytest.fixture
-def first(router):
-    return router.providers.get(model_name="upstream-name")
+def other(router, first, upstream):
+    """A second provider, which the same upstream serves."""
+    return Provider.objects.create(
+        router=router, type="openai", url=f"{upstream.url}other/", model_name="other-name", cost_prompt_tokens=2
+    )
+
+
+def as_calls_see(router: Router) -> snapshot.Router:
+    return snapshot._router(Router.objects.prefetch_related("providers").get(id=router.id))
 
 
 def whys(flight) -> dict[str, str]:
@@ -57,7 +65,7 @@ def test_an_ordinary_call_says_what_was_checked_who_was_chosen_and_when(as_ada, 
     assert 0 < rpm["resets_ms"] <= 120_000
     assert tpd["limit"] == 1000
     assert tpd["used"] > 0
-    assert flight["strategy"] == "shuffle"
+    assert flight["strategy"] == "cheapest"
     assert flight["providers"] == [{"id": first.id, "model": "upstream-name", "why": "chosen"}]
     (tried,) = flight["tries"]
     assert (tried["provider"], tried["came"]) == (first.id, "answered")
@@ -77,9 +85,8 @@ def test_a_stream_says_when_its_first_token_came(as_ada, router, chat, records):
 
 
 def test_who_failed_is_told_with_our_words_and_the_next_one_is_chosen(as_ada, router, first, other, chat, records):
-    Provider.objects.filter(id=first.id).update(url=f"http://127.0.0.1:{free_port()}/")
-    first.save(update_fields=["model_name"])  # tells all processes
-    Provider.objects.get(id=first.id).save()
+    first.url = f"http://127.0.0.1:{free_port()}/"
+    first.save()
     assert chat(as_ada).status_code == 200
     flight = records()[0].flight
     assert whys(flight) == {"upstream-name": "tried", "other-name": "chosen"}
@@ -91,14 +98,11 @@ def test_who_failed_is_told_with_our_words_and_the_next_one_is_chosen(as_ada, ro
 
 
 def test_an_open_circuit_and_a_full_provider_are_told(as_ada, router, first, other, redis_client, chat, records):
-    third = Provider.objects.create(
-        router=router, type="openai", url=f"{other.url}more/", model_name="third-name", timeout=5
+    Provider.objects.create(
+        router=router, type="openai", url=f"{other.url}more/", model_name="third-name", cost_prompt_tokens=3
     )
-    Provider.objects.filter(id=third.id).update(cost_prompt_tokens=3)
     first.qos_metric, first.qos_limit = "inflight", 2
     first.save()
-    other.cost_prompt_tokens = 2
-    other.save()
     now = timezone.now()
     redis_client.zadd(inflight_key(first.id), {"one": now.timestamp() + 30, "two": now.timestamp() + 30})
     redis_client.hset(circuit.key(other.id), mapping={"failures": 5, "until": now.timestamp() + 30, "pause": 5})
@@ -129,38 +133,31 @@ def test_a_call_that_found_no_place_says_why(as_ada, router, first, redis_client
 
 
 def test_a_reservation_is_told(as_ada, ada, router, chat, records):
-    Router.objects.filter(id=router.id).update(cost_prompt_tokens=10**6, cost_completion_tokens=10**6)
-    router.refresh_from_db()
+    router.cost_prompt_tokens = router.cost_completion_tokens = 10**6
     router.save()
     fund(ada, 1000)
     assert chat(as_ada, max_tokens=20).status_code == 200
     row = records()[0]
     assert float(row.flight["budget"]["cost"]) >= 20
-    assert row.flight["budget"]["gco2eq"] == "0"
+    assert row.flight["budget"]["gco2eq"] == "0.000000"
     times = row.flight["times_ms"]
     assert times["admitted"] <= times["reserved"] <= times["placed"]
 
 
 def test_a_call_of_a_process_that_died_keeps_what_was_known(ada, router, redis_client):
-    from routing.snapshot import _router
-
-    Router.objects.filter(id=router.id).update(cost_prompt_tokens=10**6)
+    router.cost_prompt_tokens = 10**6
+    router.save()
     fund(ada, 1000)
+
+    made = as_calls_see(router)
 
     async def dies() -> None:
         await epoch.refresh()
-        call = new_call(ada)
-        assert await call.admit(_router(Router.objects.get(id=router.id)), UNLIMITED, Need(prompt=3, completion=5))
-
-    row = Router.objects.prefetch_related("providers").get(id=router.id)
-    made = _router(row)
-
-    async def dies_with() -> None:
-        await epoch.refresh()
         assert await new_call(ada).admit(made, UNLIMITED, Need(prompt=3, completion=5))
 
-    in_loop(dies_with())
-    Reservation.objects.update(expires=timezone.now() - timedelta(seconds=1))
+    in_loop(dies())
+    now = timezone.now()
+    Reservation.objects.update(created=now - timedelta(seconds=2), expires=now - timedelta(seconds=1))
     assert budgets.recover() == 1
     flight = UsageRecord.objects.get().flight
     assert flight["limits"] == {"rpm": None, "rpd": None, "tpm": None, "tpd": None}
@@ -173,9 +170,7 @@ def test_a_document_that_the_gateway_reads_itself_has_times_and_no_more(as_ada, 
 
 
 def test_with_redis_away_it_says_that_nothing_was_checked(ada, router, settings):
-    from routing.snapshot import _router
-
-    made = _router(Router.objects.prefetch_related("providers").get(id=router.id))
+    made = as_calls_see(router)
     settings.REDIS_URL = f"redis://127.0.0.1:{free_port()}/0"
 
     async def story() -> dict[str, object]:
@@ -239,7 +234,9 @@ def test_a_broken_stream_is_told_in_our_words(as_ada, router, chat, upstream, re
 def test_records_of_an_earlier_release_have_none_and_still_come_through(ada, redis_client):
     old = record("old", user=ada)
     redis_client.xadd(spool.STREAM, {"record": to_json(old)})
-    redis_client.xadd(spool.STREAM, {"record": to_json(record("new", user=ada, flight={"times_ms": {"recorded": 1.5}}))})
+    redis_client.xadd(
+        spool.STREAM, {"record": to_json(record("new", user=ada, flight={"times_ms": {"recorded": 1.5}}))}
+    )
     assert spool.drain() == 2
     assert dict(UsageRecord.objects.values_list("request_id", "flight")) == {
         "old": None,

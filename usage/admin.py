@@ -1,21 +1,29 @@
 """The console's pages of limits, accounts and usage."""
 
-import re
 from typing import Any
 from zoneinfo import ZoneInfo, available_timezones
 
 from django import forms
 from django.contrib import admin
+from django.contrib.admin.views.main import ChangeList
+from django.core.exceptions import PermissionDenied
 from django.core.paginator import Paginator
-from django.db.models import Q, QuerySet
-from django.http import HttpRequest
+from django.db import OperationalError, connection, transaction
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.http.response import HttpResponseBase
+from django.shortcuts import redirect
+from django.urls import URLPattern, path, reverse
 from django.utils import timezone
 from django.utils.functional import cached_property
+from django.utils.html import format_html
+from psycopg.errors import QueryCanceled
 
-from accounts.models import User
 from opengate.console import ConsoleAdmin
+from opengate.csv_export import rows_as_csv
 from opengate.fields import MAX_AMOUNT
-from routing.models import Router
+from opengate.templatetags.figures import amount, milliseconds
+from usage.explorer import COLUMNS, RequestFilter, Story, rows_of, status_badge
 from usage.models import Account, DailyUsage, Limit, Reservation, UsageRecord
 
 
@@ -174,49 +182,118 @@ class ReservationAdmin(ReadOnlyAdmin):
         return str(reservation.record["key_name"])
 
 
-REQUEST_ID = re.compile("[0-9a-f]{32}")
-SEARCHED_AT_MOST = 50  # users, or routers, whose records one search shows
+class RequestPaginator(CappedPaginator):
+    """Whoever wants more than this narrows the list, or takes the CSV file."""
+
+    MOST = 2_000
+
+
+LIST_SECONDS = 3  # after which a list gives up, and asks for a shorter period
+
+
+class Requests(ChangeList):
+    """The requests that the form above the list asks for; other words of the address say nothing."""
+
+    def get_filters_params(self, params: Any = None) -> dict[str, Any]:
+        return {}
+
+    def get_results(self, request: HttpRequest) -> None:
+        super().get_results(request)
+        if not self.result_count:
+            self.result_list = self.queryset.none()  # it was looked for once: that may have taken its time
+
+    def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> QuerySet[UsageRecord]:
+        found: QuerySet[UsageRecord] = super().get_queryset(request, exclude_parameters)
+        search: RequestFilter | None = getattr(request, "search", None)
+        return found.none() if search is None else search.of(found)
 
 
 @admin.register(UsageRecord)
 class UsageRecordAdmin(ReadOnlyAdmin):
-    """Each admitted call, newest first."""
+    """Each admitted call, newest first: the request explorer."""
 
+    paginator = RequestPaginator
+    change_list_template = "admin/usage/usagerecord/change_list.html"
+    change_form_template = "admin/usage/usagerecord/change_form.html"
     list_display = (
-        "created",
+        "moment",
         "user_email",
         "key_name",
         "router_name",
-        "status",
-        "outcome",
-        "total_tokens",
-        "cost",
-        "latency_ms",
-        "ttft_ms",
-        "gco2eq",
+        "provider_model_name",
+        "shown_status",
+        "shown_outcome",
+        "tokens",
+        "shown_cost",
+        "latency",
     )
-    list_filter = ("outcome",)  # the others would read the whole table to know their values
-    sortable_by = ()  # nor is the table sorted by anything but time
-    search_fields = ("request_id",)
-    search_help_text = "A request id, or a part of a user's e-mail or of a router's name."
+    list_display_links = ("moment",)
+    sortable_by = ()  # the table is sorted by nothing but time
     fields = readonly_fields = tuple(field.name for field in UsageRecord._meta.fields if not field.is_relation)
 
-    def get_search_results(
-        self, request: HttpRequest, queryset: QuerySet[UsageRecord], search_term: str
-    ) -> tuple[QuerySet[UsageRecord], bool]:
-        """By what has an index: a scan for a text would read every record there is."""
-        term = search_term.strip()
-        if not term:
-            return queryset, False
-        if REQUEST_ID.fullmatch(term):
-            return queryset.filter(request_id=term), False
-        users = list(User.objects.filter(email__icontains=term).values_list("id", flat=True)[:SEARCHED_AT_MOST])
-        routers = list(Router.objects.filter(name__icontains=term).values_list("id", flat=True)[:SEARCHED_AT_MOST])
-        if not routers:
-            return queryset.filter(user_id__in=users), False
-        if not users:
-            return queryset.filter(router_id__in=routers), False
-        return queryset.filter(Q(user_id__in=users) | Q(router_id__in=routers)), False
+    @admin.display(description="time (UTC)")
+    def moment(self, record: UsageRecord) -> str:
+        return f"{record.created:%Y-%m-%d %H:%M:%S}"
+
+    @admin.display(description="status")
+    def shown_status(self, record: UsageRecord) -> str:
+        return format_html('<span class="badge {}">{}</span>', status_badge(record.status), record.status)
+
+    @admin.display(description="outcome")
+    def shown_outcome(self, record: UsageRecord) -> str:
+        return record.get_outcome_display()
+
+    @admin.display(description="tokens")
+    def tokens(self, record: UsageRecord) -> str:
+        return amount(record.total_tokens)
+
+    @admin.display(description="cost")
+    def shown_cost(self, record: UsageRecord) -> str:
+        return amount(record.cost)
+
+    @admin.display(description="latency")
+    def latency(self, record: UsageRecord) -> str:
+        return milliseconds(record.latency_ms)
+
+    def get_urls(self) -> list[URLPattern]:
+        export = self.admin_site.admin_view(self.export_view)
+        return [path("export/", export, name="usage_usagerecord_export"), *super().get_urls()]
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return Requests
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[UsageRecord]:
+        found: QuerySet[UsageRecord] = super().get_queryset(request)
+        is_list = hasattr(request, "search")
+        return found.defer("flight") if is_list else found
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        search = request.search = RequestFilter(request.GET)  # type: ignore[attr-defined]
+        context = (extra_context or {}) | {"search": search, "most": RequestPaginator.MOST}
+        try:
+            with transaction.atomic(), connection.cursor() as cursor:
+                cursor.execute(f"SET LOCAL statement_timeout = '{LIST_SECONDS}s'")
+                return super().changelist_view(request, context)
+        except OperationalError as error:
+            if not isinstance(error.__cause__, QueryCanceled):
+                raise
+        request.search = None  # type: ignore[attr-defined]
+        context["too_slow"] = True
+        return super().changelist_view(request, context)
+
+    def export_view(self, request: HttpRequest) -> HttpResponseBase:
+        """What the list shows, all of it, as CSV."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        search = RequestFilter(request.GET)
+        if not search.is_valid():
+            return redirect(f"{reverse('admin:usage_usagerecord_changelist')}?{request.GET.urlencode()}")
+        records = search.of(UsageRecord.objects.all())
+        return rows_as_csv(f"requests-{timezone.now():%Y-%m-%d-%H%M}.csv", COLUMNS, rows_of(records))
+
+    def render_change_form(self, request: HttpRequest, context: Any, *args: Any, **how: Any) -> HttpResponse:
+        context["story"] = Story(context["original"])
+        return super().render_change_form(request, context, *args, **how)
 
 
 @admin.register(DailyUsage)

@@ -136,22 +136,6 @@ def test_the_largest_budget_can_be_shown_and_saved(console, ada):
     assert left(ada) == MAX_AMOUNT
 
 
-def test_records_are_found_by_person_model_and_request(console, ada, ben, router):
-    ledger.store([record("a" * 32, user=ada, router_id=router.id), record("b" * 32, user=ben, outcome="recovered")])
-    first, second = UsageRecord.objects.order_by("request_id")
-
-    def shown(query: str) -> set[int]:
-        page = console.page(f"/admin/usage/usagerecord/?{query}")
-        return {row.id for row in (first, second) if f"/admin/usage/usagerecord/{row.id}/change/" in page}
-
-    assert shown("") == {first.id, second.id}
-    assert shown("q=ada") == shown("q=model") == shown(f"q={'a' * 32}") == {first.id}
-    assert shown("outcome__exact=recovered") == shown("q=ben@example.org") == {second.id}
-    assert shown("q=nobody") == set()
-    assert "a" * 32 in console.page(f"/admin/usage/usagerecord/{first.id}/change/")
-    assert "ada@example.org" in console.page("/admin/usage/dailyusage/")
-
-
 def test_pages_are_counted_to_an_end(transactional_db, ada, monkeypatch):
     monkeypatch.setattr(CappedPaginator, "MOST", 3)
     ledger.store([record(f"{n}", user=ada) for n in range(5)])

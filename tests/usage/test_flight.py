@@ -160,6 +160,7 @@ def test_a_call_of_a_process_that_died_keeps_what_was_known(ada, router, redis_c
     Reservation.objects.update(created=now - timedelta(seconds=2), expires=now - timedelta(seconds=1))
     assert budgets.recover() == 1
     flight = UsageRecord.objects.get().flight
+    assert flight is not None
     assert flight["limits"] == {"rpm": None, "rpd": None, "tpm": None, "tpd": None}
     assert "providers" not in flight
 

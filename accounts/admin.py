@@ -1,26 +1,50 @@
 """The console's pages of people and keys."""
 
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, Self
 
+from axes.models import AccessAttempt
+from axes.utils import reset
 from django import forms
+from django.conf import settings
 from django.contrib import admin, messages
+from django.contrib.admin.utils import unquote
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
-from django.contrib.auth.forms import AdminPasswordChangeForm, AdminUserCreationForm
+from django.contrib.auth.forms import AdminPasswordChangeForm, AdminUserCreationForm, UserChangeForm
 from django.contrib.auth.models import Group
-from django.db.models import Count, F, QuerySet
-from django.http import HttpRequest
+from django.core.exceptions import PermissionDenied
+from django.db.models import Count, F, OuterRef, ProtectedError, Q, QuerySet, Subquery, Sum
+from django.db.models.functions import Coalesce
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect
+from django.template.response import TemplateResponse
+from django.urls import path, reverse
 from django.utils import timezone
+from django.utils.cache import add_never_cache_headers
 from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.views.decorators.http import require_POST
 
-from accounts import keys
-from accounts.errors import KeyLivesTooLong
+from accounts import keys, user_actions
+from accounts.errors import KeyLivesTooLong, UserOwns
 from accounts.models import Key, Organization, Permission, Role, User
+from knowledge.models import Collection
+from opengate import audit, once
+from opengate.charts import Chart, Series
 from opengate.console import ConsoleAdmin
+from opengate.database import commit
+from opengate.templatetags.figures import amount
 from routing.models import Router
 from usage.admin import AccountInline, LimitInline
-from usage.models import Limit
+from usage.models import Account, DailyUsage, Limit, UsageRecord
+
+SHOWN_KEYS = 20
+SHOWN_CALLS = 20
+SHOWN_LOCKOUTS = 10
+SHOWN_OWNED = 10  # names in the refusal to delete their owner
+USAGE_DAYS = 30
 
 admin.site.unregister(Group)  # rights come from the role
 
@@ -82,26 +106,136 @@ class UserCreationForm(AdminUserCreationForm):
         fields = ("email",)
 
 
-class KeyInline(admin.TabularInline):
-    """Keys of a user: to see and revoke; a new one is made on its own page, where it is shown once."""
+class UserForm(UserChangeForm):
+    """Nobody closes the console to themselves by a slip."""
 
-    model = Key
-    extra = 0
-    fields = readonly_fields = ("name", "token", "expires", "last_used", "created")
-    show_change_link = True
+    asking: User
 
-    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
+    def clean(self) -> dict[str, Any]:
+        given: dict[str, Any] = super().clean() or self.cleaned_data
+        if self.instance.pk == self.asking.pk:
+            if given.get("expires") is not None and given["expires"] != self.initial.get("expires"):
+                self.add_error("expires", "This is your own account: you would lock out yourself.")
+            role = given.get("role")
+            if role is not None and Permission.ADMIN not in role.permissions:
+                self.add_error("role", "This is your own account: you would demote yourself.")
+        return given
+
+
+class StateFilter(admin.SimpleListFilter):
+    title = parameter_name = "state"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [("open", "open"), ("soon", "expires within 30 days"), ("expired", "expired")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[User]) -> QuerySet[User]:
+        now = timezone.now()
+        if self.value() == "open":
+            return queryset.filter(Q(expires__isnull=True) | Q(expires__gt=now))
+        if self.value() == "soon":
+            return queryset.filter(expires__gt=now, expires__lte=now + timedelta(days=30))
+        return queryset.filter(expires__lte=now) if self.value() == "expired" else queryset
+
+
+class BudgetFilter(admin.SimpleListFilter):
+    title = parameter_name = "budget"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [("out", "used up"), ("limited", "limited"), ("unlimited", "unlimited")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[User]) -> QuerySet[User]:
+        if self.value() == "out":
+            return queryset.filter(account__granted__lte=F("account__spent"))
+        if self.value() == "limited":
+            return queryset.filter(account__granted__isnull=False)
+        return queryset.filter(account__granted__isnull=True) if self.value() == "unlimited" else queryset
+
+
+def state_badge(expires: datetime | None, open_word: str = "open") -> SafeString:
+    """Whether an account or a key opens anything, and until when."""
+    now = timezone.now()
+    if expires is None:
+        return format_html('<span class="badge good">{}</span>', open_word)
+    if expires <= now:
+        return format_html('<span class="badge bad">expired</span>')
+    is_soon = expires <= now + timedelta(days=30)
+    return format_html('<span class="badge {}">until {:%Y-%m-%d}</span>', "fair" if is_soon else "good", expires)
+
+
+def usage_charts(rows: QuerySet[DailyUsage]) -> list[Chart]:
+    """Requests and cost of the last 30 days, of what an index of daily usage finds."""
+    today = timezone.now().date()
+    days = [today - timedelta(days=ago) for ago in range(USAGE_DAYS - 1, -1, -1)]
+    sums: dict[date, Any] = {
+        row["day"]: row
+        for row in rows.filter(day__gte=days[0])
+        .order_by()
+        .values("day")
+        .annotate(all=Sum("requests"), failed=Sum("errors"), money=Sum("cost"))
+    }
+    labels = [f"{day:%d %b}" for day in days]
+    found = [sums.get(day, {"all": 0, "failed": 0, "money": Decimal(0)}) for day in days]
+    requests = [
+        Series("Answered", [row["all"] - row["failed"] for row in found]),
+        Series("Errors", [row["failed"] for row in found]),
+    ]
+    return [
+        Chart("usage-requests", f"Requests, last {USAGE_DAYS} days", labels, requests, stacked=True),
+        Chart("usage-cost", f"Cost, last {USAGE_DAYS} days", labels, [Series("Cost", [row["money"] for row in found])]),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """A budget: what is left of what was granted for now, both in its unit; `left` of None is unlimited."""
+
+    name: str
+    unit: str
+    left: Decimal | None
+    reserved: Decimal
+    spent: Decimal
+    whole: Decimal
+
+    @property
+    def low(self) -> Decimal:
+        return self.whole / 10
+
+
+def meters(account: Account | None) -> list[Meter]:
+    if account is None:
+        return [Meter("Budget", "", None, Decimal(0), Decimal(0), Decimal(0))]
+    money, carbon = account.budget, account.carbon_budget
+    return [
+        Meter(
+            *("Budget", "", money, account.reserved, account.spent),
+            max(account.allowance or account.granted or Decimal(0), money or Decimal(0)),
+        ),
+        Meter(
+            *("Carbon budget", " g", carbon, account.carbon_reserved, account.carbon_spent),
+            max(account.carbon_allowance or account.carbon_granted or Decimal(0), carbon or Decimal(0)),
+        ),
+    ]
+
+
+def lockouts(email: str) -> list[AccessAttempt]:
+    """Addresses to which the account is closed now, for mistaken passwords."""
+    since = timezone.now() - settings.AXES_COOLOFF_TIME
+    found = AccessAttempt.objects.filter(username=email, attempt_time__gt=since)
+    return list(found.filter(failures_since_start__gte=settings.AXES_FAILURE_LIMIT)[:SHOWN_LOCKOUTS])
 
 
 @admin.register(User)
 class UserAdmin(ConsoleAdmin, DjangoUserAdmin):
+    form = UserForm
     add_form = UserCreationForm
     change_password_form = AdminPasswordChangeForm
-    list_display = ("email", "name", "role", "organization", "budget", "reserved", "expires", "priority")
-    list_filter = ("role", "organization")
+    list_display = ("email", "name", "role", "organization", "state", "budget", "key_count", "last_login")
+    list_filter = (StateFilter, BudgetFilter, "role", "organization")
     list_select_related = ("role", "organization", "account")
+    show_facets = admin.ShowFacets.NEVER
+    show_full_result_count = False
     search_fields = ("email", "name")
+    search_help_text = "A part of the e-mail, the name, or a key as it is shown: sk-3sQ0v...x1Y2z3A4."
     ordering = ("email",)
     autocomplete_fields = ("role", "organization")
     filter_horizontal = ()
@@ -116,20 +250,168 @@ class UserAdmin(ConsoleAdmin, DjangoUserAdmin):
         (None, {"fields": ("email", "name", "usable_password", "password1", "password2")}),
         ("May use", {"fields": ("role", "organization", "priority", "expires")}),
     )
-    inlines = (AccountInline, KeyInline)
+    inlines = (AccountInline,)
+    actions = ("expire", "change_role", "change_organization", "add_budget", "revoke_keys")
 
-    def get_inlines(self, request: HttpRequest, obj: Any) -> Any:
-        return self.inlines if obj else (AccountInline,)
+    # the list
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[User]:
+        counted = Key.objects.filter(user=OuterRef("pk")).order_by().values("user").annotate(count=Count("pk"))
+        return super().get_queryset(request).annotate(key_count=Coalesce(Subquery(counted.values("count")), 0))
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[User], search_term: str
+    ) -> tuple[QuerySet[User], bool]:
+        term = search_term.strip()
+        if term.startswith("sk-"):
+            owners = Key.objects.filter(token__contains=term).values("user")
+            return queryset.filter(pk__in=owners), False
+        return super().get_search_results(request, queryset, search_term)
+
+    @admin.display(ordering="expires")
+    def state(self, user: User) -> SafeString:
+        return state_badge(user.expires)
 
     @admin.display(description="left to spend", ordering=F("account__granted") - F("account__spent"))
-    def budget(self, user: User) -> Decimal | None:
+    def budget(self, user: User) -> str:
         account = getattr(user, "account", None)
-        return account.budget if account else None
+        left = account.budget if account else None
+        return "unlimited" if left is None else amount(left)
 
-    @admin.display(ordering="account__reserved")
-    def reserved(self, user: User) -> Decimal | None:
-        account = getattr(user, "account", None)
-        return account.reserved if account else None
+    @admin.display(description="keys", ordering="key_count")
+    def key_count(self, user: Any) -> int:
+        return int(user.key_count)
+
+    # many users at once
+
+    def get_actions(self, request: HttpRequest) -> Any:
+        found = super().get_actions(request)
+        found.pop("delete_selected", None)  # one by one: what goes with a user is shown first
+        return found
+
+    def has_revoke_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("accounts.delete_key")
+
+    @admin.action(description="Close accounts, now or at a date", permissions=["change"])
+    def expire(self, request: HttpRequest, queryset: QuerySet[User]) -> HttpResponse | None:
+        return user_actions.run(self, request, queryset, user_actions.EXPIRE)
+
+    @admin.action(description="Change the role", permissions=["change"])
+    def change_role(self, request: HttpRequest, queryset: QuerySet[User]) -> HttpResponse | None:
+        return user_actions.run(self, request, queryset, user_actions.CHANGE_ROLE)
+
+    @admin.action(description="Change the organization", permissions=["change"])
+    def change_organization(self, request: HttpRequest, queryset: QuerySet[User]) -> HttpResponse | None:
+        return user_actions.run(self, request, queryset, user_actions.CHANGE_ORGANIZATION)
+
+    @admin.action(description="Add to budgets", permissions=["change"])
+    def add_budget(self, request: HttpRequest, queryset: QuerySet[User]) -> HttpResponse | None:
+        return user_actions.run(self, request, queryset, user_actions.ADD_BUDGET)
+
+    @admin.action(description="Revoke all their keys", permissions=["revoke"])
+    def revoke_keys(self, request: HttpRequest, queryset: QuerySet[User]) -> HttpResponse | None:
+        return user_actions.run(self, request, queryset, user_actions.REVOKE_KEYS)
+
+    # the page of one
+
+    def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
+        form: Any = super().get_form(request, obj, change=change, **kwargs)
+        form.asking = request.user  # the class is made for this request
+        return form
+
+    def get_urls(self) -> list[Any]:
+        def own(view: Any) -> Any:
+            return self.admin_site.admin_view(require_POST(view))
+
+        return [
+            path("<int:user_id>/keys/", own(self.create_key), name="accounts_user_keys"),
+            path("<int:user_id>/unlock/", own(self.unlock), name="accounts_user_unlock"),
+            *super().get_urls(),
+        ]
+
+    def render_change_form(self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any) -> HttpResponse:
+        user = context["original"]
+        if user is not None:
+            keys_ = user.keys.order_by("-pk")
+            context |= {
+                "meters": meters(getattr(user, "account", None)),
+                "state": state_badge(user.expires),
+                "lockouts": lockouts(user.email),
+                "keys": [(key, state_badge(key.expires)) for key in keys_[:SHOWN_KEYS]],
+                "key_total": user.key_count,
+                "key_form": NewKeyForm(),
+                "may_add_key": request.user.has_perm("accounts.add_key"),
+                "calls": UsageRecord.objects.filter(user=user).order_by("-created")[:SHOWN_CALLS],
+                "charts": usage_charts(DailyUsage.objects.filter(user=user)),
+            }
+        return super().render_change_form(request, context, *args, **kwargs)
+
+    def related_changes(self, row: Any) -> str | None:
+        return reverse("admin:auditlog_logentry_changelist", query={"about": f"user-{row.pk}"})
+
+    def create_key(self, request: HttpRequest, user_id: int) -> HttpResponse:
+        """Answers with the key itself: it is in no message, session or address, and cannot be loaded again."""
+        if not request.user.has_perm("accounts.add_key"):
+            raise PermissionDenied
+        user = get_object_or_404(User, pk=user_id)
+        form = NewKeyForm(request.POST)
+        if form.is_valid():
+            key, text = commit(lambda: Key.objects.issue(user, form.cleaned_data["name"], form.cleaned_data["expires"]))
+            return show_key(self, request, key, text)
+        context = {
+            **self.admin_site.each_context(request),
+            "title": f"A key for {user}",
+            "opts": self.opts,
+            "owner": user,
+            "key_form": form.with_a_new_ticket(),
+        }
+        return TemplateResponse(request, "admin/accounts/user/new_key.html", context)
+
+    def unlock(self, request: HttpRequest, user_id: int) -> HttpResponse:
+        """Forget the mistaken passwords of the account, from every address."""
+        if not request.user.has_perm("accounts.change_user"):
+            raise PermissionDenied
+        user = get_object_or_404(User, pk=user_id)
+        reset(username=user.email)
+        audit.record(user, logins=("locked out", "unlocked"))
+        messages.success(request, f"{user} may try to sign in again.")
+        return redirect("admin:accounts_user_change", user.pk)
+
+    # deletion
+
+    def delete_view(self, request: HttpRequest, object_id: str, extra_context: Any = None) -> HttpResponse:
+        if not self.has_delete_permission(request):
+            raise PermissionDenied
+        user = self.get_object(request, unquote(object_id))
+        refusal = self._no_deletion(request, user) if user else None
+        if user and refusal:
+            messages.error(request, refusal)
+            return redirect("admin:accounts_user_change", user.pk)
+        try:
+            return super().delete_view(request, object_id, extra_context)
+        except ProtectedError:  # a router came meanwhile
+            return self.delete_view(request, object_id, extra_context)
+
+    def _no_deletion(self, request: HttpRequest, user: User) -> str | None:
+        if user == request.user:
+            return "This is your own account: another administrator may delete it."
+        for what, names in (
+            ("routers", user.routers.order_by("name").values_list("name", flat=True)),
+            ("providers", user.providers.order_by("model_name").values_list("model_name", flat=True)),
+        ):
+            owned = list(names[: SHOWN_OWNED + 1])
+            if owned:
+                return UserOwns(what, [*owned[:SHOWN_OWNED], *(["..."] if len(owned) > SHOWN_OWNED else [])]).detail
+        return None
+
+    def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
+        """Counts: the rows themselves may be thousands."""
+        told = {
+            "users": len(objs),
+            "keys": Key.objects.filter(user__in=objs).count(),
+            "collections, with their documents": Collection.objects.filter(owner__in=objs).count(),
+        }
+        return [str(user) for user in objs], told, set(), []
 
 
 class KeyForm(forms.ModelForm):
@@ -140,27 +422,85 @@ class KeyForm(forms.ModelForm):
             raise forms.ValidationError(str(error)) from None
 
 
+class NewKeyForm(KeyForm):
+    """Good for one key: loaded again, it makes no other."""
+
+    expires = forms.DateTimeField(
+        required=False,
+        widget=user_actions.DateTimeInput,
+        label="Closes at (UTC)",
+        help_text="Empty is never, or as late as keys may live.",
+    )
+    ticket = forms.CharField(widget=forms.HiddenInput, initial=once.new_ticket)
+
+    class Meta:
+        model = Key
+        fields = ("name", "expires")
+
+    def clean_expires(self) -> datetime | None:
+        expires = super().clean_expires()
+        if expires is not None and expires <= timezone.now():
+            raise forms.ValidationError("This moment has passed.")
+        return expires
+
+    def _post_clean(self) -> None:
+        super()._post_clean()  # type: ignore[misc]
+        if not self.errors:
+            try:
+                once.use(self.cleaned_data["ticket"])
+            except forms.ValidationError as error:
+                self.add_error(None, error)
+
+    def with_a_new_ticket(self) -> Self:
+        """As it was filled in, to be sent again on purpose."""
+        self.data = {**self.data.dict(), "ticket": once.new_ticket()}  # type: ignore[attr-defined]
+        return self
+
+
+def show_key(console: Any, request: HttpRequest, key: Key, text: str) -> HttpResponse:
+    """The one page on which the key can be read."""
+    context = {
+        **console.admin_site.each_context(request),
+        "title": "The new key",
+        "opts": Key._meta,
+        "key": key,
+        "text": text,
+    }
+    response = TemplateResponse(request, "admin/accounts/key/created.html", context)
+    add_never_cache_headers(response)
+    return response
+
+
 @admin.register(Key)
 class KeyAdmin(ConsoleAdmin):
     """To revoke a key, delete it; its usage stays."""
 
     form = KeyForm
-    list_display = ("name", "user", "token", "state", "expires", "last_used", "created")
+    list_display = ("name", "user", "token", "state", "last_used", "created")
     list_select_related = ("user",)
     search_fields = ("name", "user__email", "token")
     autocomplete_fields = ("user",)
-    fields = ("user", "name", "expires")
+    fields = ("user", "name", "expires", "ticket")
     actions = ("revoke",)
+    show_full_result_count = False
 
-    @admin.display(description="state")
-    def state(self, key: Key) -> str:
-        return "expired" if key.expires and key.expires <= timezone.now() else "active"
+    @admin.display(ordering="expires")
+    def state(self, key: Key) -> SafeString:
+        return state_badge(key.expires)
+
+    def get_actions(self, request: HttpRequest) -> Any:
+        found = super().get_actions(request)
+        found.pop("delete_selected", None)  # the same in other words
+        return found
 
     @admin.action(description="Revoke selected keys", permissions=["delete"])
     def revoke(self, request: HttpRequest, queryset: QuerySet[Key]) -> None:
-        count = queryset.count()
-        queryset.delete()
+        chosen = Key.objects.filter(pk__in=queryset.order_by().values("pk"))
+        count = commit(chosen.revoke)
         self.message_user(request, f"{count} key{'' if count == 1 else 's'} revoked.", messages.SUCCESS)
+
+    def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
+        return super().get_form(request, obj, change, **(kwargs if obj else {"form": NewKeyForm, **kwargs}))
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         return ("user", "token", "last_used", "created") if obj else ()
@@ -168,12 +508,31 @@ class KeyAdmin(ConsoleAdmin):
     def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         return ("user", "name", "token", "expires", "last_used", "created") if obj else self.fields
 
-    def save_model(self, request: HttpRequest, obj: Key, form: Any, change: bool) -> None:
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
         if change:
             super().save_model(request, obj, form, change)
             return
-        issued, text = Key.objects.issue(obj.user, obj.name, obj.expires)
+        issued, obj.text = Key.objects.issue(obj.user, obj.name, obj.expires)
         obj.pk, obj.digest, obj.token, obj.created = issued.pk, issued.digest, issued.token, issued.created
         obj._state.adding = False
-        shown = format_html("The key is <code>{}</code>. Copy it now: it is not shown again.", text)
-        self.message_user(request, shown, messages.WARNING)
+
+    def response_add(self, request: HttpRequest, obj: Any, post_url_continue: str | None = None) -> HttpResponse:
+        return show_key(self, request, obj, obj.text)
+
+    def render_change_form(self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any) -> HttpResponse:
+        key = context["original"]
+        if key is not None:
+            context["state"] = state_badge(key.expires)
+            context["charts"] = usage_charts(DailyUsage.objects.filter(user=key.user_id, key=key))
+        return super().render_change_form(request, context, *args, **kwargs)
+
+    def delete_view(self, request: HttpRequest, object_id: str, extra_context: Any = None) -> HttpResponse:
+        return super().delete_view(request, object_id, {"title": "Revoke the key", **(extra_context or {})})
+
+    def delete_model(self, request: HttpRequest, obj: Key) -> None:
+        request.owner_of_key = obj.user_id  # type: ignore[attr-defined]
+        super().delete_model(request, obj)
+
+    def response_delete(self, request: HttpRequest, obj_display: str, obj_id: int) -> HttpResponse:
+        messages.success(request, f"{obj_display} is revoked.")
+        return redirect("admin:accounts_user_change", request.owner_of_key)  # type: ignore[attr-defined]

@@ -457,7 +457,7 @@ class MyInfo(RowView):
         """Answers also when the account has expired."""
         budgets.refill_due(timezone.now(), user_id=caller(request).user_id)
         user = found(User.objects.select_related("role", "account"), caller(request).user_id, UserNotFound)
-        user.open_limits = Limit.objects.filter(role=user.role).exclude(value=0)  # type: ignore[attr-defined]
+        user.open_limits = Limit.objects.filter(role=user.role).exclude(value=0)
         return user
 
     @operation(

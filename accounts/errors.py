@@ -130,3 +130,8 @@ class UserOwns(Conflict):
 
     def __init__(self, what: str, names: Iterable[str]) -> None:
         super().__init__(f"User cannot be deleted because the user owns {what}: [{', '.join(names)}].")
+
+
+class LastAdministrator(Conflict):
+    def __init__(self) -> None:
+        super().__init__("Nobody could administer any more: give another open account a role with admin first.")

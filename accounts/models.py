@@ -1,5 +1,6 @@
 """People and what they may do: organizations, roles, users, keys."""
 
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, ClassVar, Self
 
@@ -11,7 +12,8 @@ from django.db.models import Q
 from django.utils import timezone
 
 from accounts import keys
-from accounts.errors import InvalidCurrentPassword
+from accounts.errors import InvalidCurrentPassword, LastAdministrator
+from opengate import audit, epoch
 
 PLAYGROUND = "playground"  # the name of the key that a login makes
 
@@ -21,6 +23,26 @@ class Permission(models.TextChoices):
     CREATE_PUBLIC_COLLECTION = "create_public_collection", "Create public collections"
     READ_METRIC = "read_metric", "Read metrics"
     PROVIDE_MODELS = "provide_models", "Provide models"
+
+
+def _every(*models_: str) -> set[str]:
+    return {
+        f"{app}.{action}_{model}"
+        for app, model in (name.split(".") for name in models_)
+        for action in ("view", "add", "change", "delete")
+    }
+
+
+# What a permission opens in the console, in Django's words; `admin` opens everything, what stands nowhere nothing.
+CONSOLE_RIGHTS: Mapping[str, frozenset[str]] = {
+    Permission.PROVIDE_MODELS: frozenset(
+        {*_every("routing.router", "routing.routername", "routing.provider"), "usage.view_limit"}
+    ),
+    # Figures, and no person's: no single requests, and no daily sums, which name who asked.
+    Permission.READ_METRIC: frozenset(
+        {"usage.view_rollup", "routing.view_router", "routing.view_routername", "routing.view_provider"}
+    ),
+}
 
 
 class Organization(models.Model):
@@ -50,7 +72,41 @@ class Role(models.Model):
         return self.name
 
 
-class UserManager(BaseUserManager["User"]):
+class UserQuerySet(models.QuerySet["User"]):
+    def open(self) -> Self:
+        """Accounts that have not expired."""
+        return self.filter(Q(expires__isnull=True) | Q(expires__gt=timezone.now()))
+
+    def administrators(self) -> Self:
+        """Who may administer now."""
+        return self.open().filter(role__permissions__contains=[Permission.ADMIN])
+
+    def held(self) -> list["User"]:
+        """These users, in order and locked until the transaction ends; so of two changes one waits for the other."""
+        return list(self.order_by("pk").select_for_update(no_key=True, of=("self",)))
+
+    def change(self, **fields: Any) -> int:
+        """Give these users the same values; how many had others. Run it in a transaction.
+
+        Four statements, however many users; each leaves its entry in the log of changes. Raises LastAdministrator
+        when nobody could administer afterwards.
+        """
+        User.objects.administrators().held()  # two who close each other's account wait here
+        before = self.select_related("role", "organization").held()
+        changes = {
+            user: {name: (getattr(user, name), value) for name, value in fields.items()}
+            for user in before
+            if any(getattr(user, name) != value for name, value in fields.items())
+        }
+        User.objects.filter(pk__in=[user.pk for user in changes]).update(**fields, updated=timezone.now())
+        if not User.objects.administrators().exists():
+            raise LastAdministrator
+        audit.record_all(changes)
+        epoch.bump_on_commit()
+        return len(changes)
+
+
+class UserManager(BaseUserManager.from_queryset(UserQuerySet)["User"]):  # type: ignore[misc]
     def create_user(self, email: str, password: str | None, role: Role, **fields: Any) -> "User":
         """A user; without a password only keys open the API. Raises IntegrityError on a known e-mail."""
         user = self.model(email=email, role=role, **fields)
@@ -100,7 +156,11 @@ class User(AbstractBaseUser):
         if password is None or not self.check_password(password):
             raise InvalidCurrentPassword
 
-    # What Django's console asks of a user: whoever administers OpenGate administers the console.
+    @property
+    def is_last_administrator(self) -> bool:
+        return self.grants(Permission.ADMIN) and not User.objects.administrators().exclude(pk=self.pk).exists()
+
+    # What Django's console asks of a user; CONSOLE_RIGHTS answers.
 
     @property
     def is_active(self) -> bool:  # type: ignore[override]
@@ -108,16 +168,23 @@ class User(AbstractBaseUser):
 
     @property
     def is_staff(self) -> bool:
-        return self.grants(Permission.ADMIN)
+        """Whether any permission of the role opens a part of the console."""
+        return self.grants(Permission.ADMIN) or bool(self._console_rights)
+
+    @property
+    def _console_rights(self) -> frozenset[str]:
+        return frozenset().union(*(CONSOLE_RIGHTS.get(held, ()) for held in self.role.permissions))
 
     def has_perm(self, perm: str, obj: object = None) -> bool:
-        return self.is_active and self.grants(Permission.ADMIN)
+        return self.is_active and (self.grants(Permission.ADMIN) or perm in self._console_rights)
 
-    def has_perms(self, perm_list: list[str], obj: object = None) -> bool:
-        return self.is_active and self.grants(Permission.ADMIN)
+    def has_perms(self, perm_list: Iterable[str], obj: object = None) -> bool:
+        return all(self.has_perm(perm, obj) for perm in perm_list)
 
     def has_module_perms(self, app_label: str) -> bool:
-        return self.is_active and self.grants(Permission.ADMIN)
+        return self.is_active and (
+            self.grants(Permission.ADMIN) or any(perm.startswith(f"{app_label}.") for perm in self._console_rights)
+        )
 
 
 class KeyQuerySet(models.QuerySet["Key"]):
@@ -131,6 +198,18 @@ class KeyQuerySet(models.QuerySet["Key"]):
         """The key of a new login, in place of that of the last one."""
         self.filter(user=user, name=PLAYGROUND).delete()
         return self.issue(user, PLAYGROUND, timezone.now() + timedelta(seconds=settings.PLAYGROUND_SESSION_SECONDS))
+
+    def revoke(self) -> int:
+        """Delete these keys; how many there were. Run it in a transaction.
+
+        A few statements, however many keys; each leaves its entry in the log of changes.
+        """
+        found = list(self.order_by("pk").select_for_update(of=("self",)).select_related("user"))
+        audit.record_deletions(found)
+        rows = Key.objects.filter(pk__in=[key.pk for key in found])
+        rows._raw_delete(rows.db)  # nothing hangs on a key
+        epoch.bump_on_commit()
+        return len(found)
 
     def unexpired(self) -> Self:
         return self.filter(Q(expires__isnull=True) | Q(expires__gt=timezone.now()))

@@ -48,3 +48,7 @@ class PasswordBackend(AllowAllUsersModelBackend):
             User().set_password(password)  # a stranger takes as long as a user
             return None
         return user if user.check_password(password) else None
+
+    def get_user(self, user_id: int) -> User | None:
+        """The user of a session, with the role that every page asks."""
+        return User.objects.select_related("role").filter(pk=user_id).first()

@@ -65,3 +65,18 @@ def debug_is_off(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     if settings.DEBUG:
         return [Warning("OPENGATE_DEBUG is on.", hint="Never in production: it shows settings.", id="opengate.W001")]
     return []
+
+
+LOCAL_HOSTS = {"localhost", "127.0.0.1", "[::1]", "testserver"}
+
+
+@register
+def passwords_go_by_https(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    """Whoever serves more than this machine sends passwords and sessions over a wire."""
+    if settings.HTTPS or set(settings.ALLOWED_HOSTS) <= LOCAL_HOSTS:
+        return []
+    hint = (
+        "Put https in front, and set OPENGATE_TRUSTED_ORIGINS to https://… or OPENGATE_HTTPS to true; "
+        "OPENGATE_HTTPS_HEADER names the header by which the proxy says so."
+    )
+    return [Warning("Pages are served by http to other machines.", hint=hint, id="opengate.W002")]

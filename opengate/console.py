@@ -6,7 +6,9 @@ from typing import Any
 from asgiref.sync import iscoroutinefunction
 from auditlog.mixins import AuditlogHistoryAdminMixin
 from django.contrib import admin
-from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest
+from django.contrib.admin.utils import unquote
+from django.core.exceptions import PermissionDenied
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBadRequest
 from django.template.response import TemplateResponse
 from django.utils.decorators import sync_and_async_middleware
 
@@ -54,6 +56,29 @@ class Console(admin.AdminSite):
 class ConsoleAdmin(AuditlogHistoryAdminMixin, admin.ModelAdmin):
     """A page whose history is the log of changes, signed whether they came by the console, the API or a command."""
 
+    def may_read_history(self, request: HttpRequest) -> bool:
+        """Whoever may change such rows, or read the whole log: history names people."""
+        rights = (f"{self.opts.app_label}.change_{self.opts.model_name}", "auditlog.view_logentry")
+        return any(request.user.has_perm(right) for right in rights)
+
+    def related_changes(self, row: Any) -> str | None:
+        """Where the log has the changes of the row and of what belongs to it."""
+        return None
+
     def history_view(self, request: HttpRequest, object_id: str, extra_context: Any = None) -> HttpResponse:
-        response: HttpResponse = self.auditlog_history_view(request, object_id, extra_context)
+        return self.auditlog_history_view(request, object_id, extra_context)
+
+    def auditlog_history_view(self, request: HttpRequest, object_id: str, extra_context: Any = None) -> HttpResponse:
+        if not self.may_read_history(request):
+            raise PermissionDenied
+        row = self.get_object(request, unquote(object_id))
+        if row is None:
+            raise Http404(f"There is no {self.opts.verbose_name} {object_id}.")
+        related = self.related_changes(row) if request.user.has_perm("auditlog.view_logentry") else None
+        context = {"title": f"History: {row}", "related_changes": related, **(extra_context or {})}
+        response: HttpResponse = super().auditlog_history_view(request, object_id, context)
         return response
+
+    def render_change_form(self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any) -> HttpResponse:
+        context["shows_history"] = self.may_read_history(request)
+        return super().render_change_form(request, context, *args, **kwargs)

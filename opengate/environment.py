@@ -64,6 +64,31 @@ class Environment(BaseModel):
     trusted_origins: Words = Field(
         [], alias="OPENGATE_TRUSTED_ORIGINS", description="Origins, with scheme, that may post forms to the console."
     )
+    https: bool | None = Field(
+        None,
+        alias="OPENGATE_HTTPS",
+        description="People come by https: cookies are sent over nothing else. Unset: where all trusted origins do.",
+    )
+    hsts_seconds: int = Field(
+        0,
+        alias="OPENGATE_HSTS_SECONDS",
+        ge=0,
+        le=63_072_000,
+        description="How long browsers remember to come by https alone (HSTS); 0 says nothing.",
+    )
+    https_header: str = Field(
+        "",
+        alias="OPENGATE_HTTPS_HEADER",
+        pattern=r"^[A-Za-z-]*$",
+        description="Header by which your proxy says https, like X-Forwarded-Proto; it overwrites what a caller sent.",
+    )
+    session_seconds: int = Field(
+        43_200,
+        alias="OPENGATE_SESSION_SECONDS",
+        ge=60,
+        le=31_536_000,
+        description="How long somebody who signed in on a page stays signed in.",
+    )
     app_title: str = Field("OpenGate", alias="OPENGATE_APP_TITLE", description="Title; owner of unowned models.")
     limits_fail_open: bool = Field(
         True,
@@ -219,6 +244,13 @@ class Environment(BaseModel):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", alias="OPENGATE_LOG_LEVEL", description="Least level written to the log."
     )
+
+    @property
+    def comes_by_https(self) -> bool:
+        """Whether pages are reached by https: as said, or as all origins say that are trusted."""
+        if self.https is not None:
+            return self.https
+        return bool(self.trusted_origins) and all(origin.startswith("https://") for origin in self.trusted_origins)
 
 
 class Problem(BaseModel):

@@ -159,6 +159,7 @@ CELERY_BEAT_SCHEDULE = {
     "forget-words": {"task": "knowledge.tasks.forget_words", "schedule": 3600.0, "options": {"expires": 3600.0}},
     "index-spaces": {"task": "knowledge.tasks.index_spaces", "schedule": 60.0, "options": {"expires": 60.0}},
     "roll-up-usage": {"task": "usage.tasks.roll_up_usage", "schedule": 15.0, "options": {"expires": 15.0}},
+    "clear-sessions": {"task": "accounts.tasks.clear_sessions", "schedule": 86_400.0, "options": {"expires": 86_400.0}},
     "delete-old-usage": {"task": "usage.tasks.delete_old_usage", "schedule": 300.0, "options": {"expires": 300.0}},
 }
 
@@ -191,6 +192,17 @@ AUDITLOG_STORE_JSON_CHANGES = True
 
 KEY_MAX_EXPIRATION_DAYS = ENVIRONMENT.key_max_expiration_days
 PLAYGROUND_SESSION_SECONDS = ENVIRONMENT.playground_session_seconds
+
+# Cookies belong to this host alone and no script reads the session's; by http only where people do come by http.
+HTTPS = ENVIRONMENT.comes_by_https
+SESSION_COOKIE_AGE = ENVIRONMENT.session_seconds
+SESSION_COOKIE_NAME = "__Host-opengate-session" if HTTPS else "opengate-session"
+SESSION_COOKIE_HTTPONLY = True
+SESSION_COOKIE_SAMESITE = CSRF_COOKIE_SAMESITE = "Lax"
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS
+SECURE_HSTS_SECONDS = ENVIRONMENT.hsts_seconds if HTTPS else 0
+if ENVIRONMENT.https_header:
+    SECURE_PROXY_SSL_HEADER = (f"HTTP_{ENVIRONMENT.https_header.upper().replace('-', '_')}", "https")
 
 # Pages load what this address serves, run no script that stands in a page, and appear in no frame.
 CONTENT_SECURITY_POLICY = {

@@ -12,6 +12,7 @@ from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.db.models import F, Q
+from django.db.models.functions import Greatest
 
 from accounts.models import Key, Organization, Role, User
 from opengate import audit
@@ -105,6 +106,23 @@ class AccountQuerySet(models.QuerySet["Account"]):
         """Leave the user this much to spend, null for no limit; run it in a transaction."""
         if amount is not None or self.filter(user=user).exists():
             self.of(user).set_budget(amount)
+
+    def raise_budgets(self, amount: Decimal) -> int:
+        """Let those with a budget, of these, spend this much more; how many they are. Run it in a transaction.
+
+        Two statements and one for the log of changes, however many. An overrun is forgotten, as with any budget that is
+        set. Raises ValidationError, and raises nobody's, when one would grow beyond what an account can hold.
+        """
+        limited = self.filter(granted__isnull=False).select_related("user")
+        accounts = list(limited.order_by("pk").select_for_update(of=("self",)))
+        budgets = {account.user: account.budget or NOTHING for account in accounts}
+        over = next((user for user, budget in budgets.items() if budget + amount > MAX_AMOUNT), None)
+        if over is not None:
+            raise ValidationError(f"The budget of {over} would grow beyond {MAX_AMOUNT}.")
+        rows = Account.objects.filter(pk__in=[account.pk for account in accounts])
+        rows.update(granted=Greatest("granted", "spent") + amount)
+        audit.record_all({user: {"budget": (budget, budget + amount)} for user, budget in budgets.items()})
+        return len(accounts)
 
     def due(self, now: datetime) -> Self:
         return self.filter(refills__lte=now)

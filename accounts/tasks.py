@@ -1,0 +1,10 @@
+"""Background work of accounts."""
+
+from celery import shared_task
+from django.contrib.sessions.backends.db import SessionStore
+
+
+@shared_task
+def clear_sessions() -> None:
+    """Delete sessions that have ended; those of people who sign out go by themselves."""
+    SessionStore.clear_expired()

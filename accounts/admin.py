@@ -157,7 +157,7 @@ def state_badge(expires: datetime | None, open_word: str = "open") -> SafeString
     if expires is None:
         return format_html('<span class="badge good">{}</span>', open_word)
     if expires <= now:
-        return format_html('<span class="badge bad">expired</span>')
+        return format_html('<span class="badge bad">{}</span>', "expired")
     is_soon = expires <= now + timedelta(days=30)
     return format_html('<span class="badge {}">until {:%Y-%m-%d}</span>', "fair" if is_soon else "good", expires)
 

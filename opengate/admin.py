@@ -1,19 +1,34 @@
 """The console's log of changes, and its door."""
 
+import re
 from typing import Any
 
 from auditlog.admin import LogEntryAdmin as AuditlogLogEntryAdmin
-from auditlog.filters import ResourceTypeFilter
 from auditlog.models import LogEntry
-from axes.models import AccessFailureLog, AccessLog
+from auditlog.registry import auditlog
+from axes.models import AccessAttempt, AccessFailureLog, AccessLog
+from django.conf import settings
 from django.contrib import admin
 from django.contrib.admin.forms import AdminAuthenticationForm
-from django.core.exceptions import ValidationError
-from django.http import HttpRequest
+from django.contrib.contenttypes.models import ContentType
+from django.core.exceptions import PermissionDenied, ValidationError
+from django.db.models import Max, Q, QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect
+from django.utils import timezone
+
+from accounts.models import Key, User
+from opengate.console import ConsoleAdmin
+from routing.models import Provider, Router, RouterName
+from usage.admin import CappedPaginator
+from usage.models import Limit
+
+SEARCHED_ENTRIES = 100_000  # the newest, for a text
+ABOUT_AT_MOST = 200  # rows that belong to one, or people whom a search finds
 
 admin.site.unregister(LogEntry)
-for unused in (AccessFailureLog, AccessLog):  # of axes, we keep failed attempts alone
-    admin.site.unregister(unused)
+for theirs in (AccessAttempt, AccessFailureLog, AccessLog):  # of axes, we keep failed attempts alone
+    admin.site.unregister(theirs)
 
 
 class SignInForm(AdminAuthenticationForm):
@@ -28,20 +43,106 @@ class SignInForm(AdminAuthenticationForm):
 admin.site.login_form = SignInForm
 
 
+@admin.register(AccessAttempt)
+class FailedLoginAdmin(ConsoleAdmin):
+    """Mistaken passwords, by account and address. To let somebody try again, delete them."""
+
+    list_display = ("attempt_time", "username", "ip_address", "failures_since_start", "state")
+    search_fields = ("username", "ip_address")
+    fields = readonly_fields = (*list_display, "user_agent", "path_info")
+    show_full_result_count = False
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    @admin.display
+    def state(self, attempt: AccessAttempt) -> str:
+        is_full = attempt.failures_since_start >= settings.AXES_FAILURE_LIMIT
+        return "locked out" if is_full and attempt.attempt_time > timezone.now() - settings.AXES_COOLOFF_TIME else ""
+
+
+class ModelFilter(admin.SimpleListFilter):
+    """By what changed; the models are known, so nobody asks a million entries for them."""
+
+    title = "what"
+    parameter_name = "resource_type"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        types = ContentType.objects.get_for_models(*auditlog.get_models()).items()
+        return sorted(
+            ((str(type.pk), str(model._meta.verbose_name)) for model, type in types), key=lambda pair: pair[1]
+        )
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[LogEntry]) -> QuerySet[LogEntry]:
+        value = self.value() or ""
+        return queryset.filter(content_type_id=int(value)) if value.isdecimal() else queryset
+
+
+class AboutFilter(admin.SimpleListFilter):
+    """What belongs to one row, by the links of histories: `user-1` is the user and the keys that the user has."""
+
+    title = parameter_name = "about"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        value = request.GET.get(self.parameter_name)
+        return [(value, value.replace("-", " "))] if value else []
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[LogEntry]) -> QuerySet[LogEntry]:
+        name, _, id = (self.value() or "").partition("-")
+        if name not in ("user", "router") or not re.fullmatch("[0-9]{1,18}", id):
+            return queryset
+        owner = User if name == "user" else Router
+        parts = (Key,) if name == "user" else (RouterName, Provider, Limit)
+        wanted = Q(content_type=ContentType.objects.get_for_model(owner), object_id=int(id))
+        for part in parts:
+            ids = list(part._default_manager.filter(**{name: int(id)}).values_list("pk", flat=True)[:ABOUT_AT_MOST])
+            wanted |= Q(content_type=ContentType.objects.get_for_model(part), object_id__in=ids)
+        return queryset.filter(wanted)
+
+
 @admin.register(LogEntry)
 class LogEntryAdmin(AuditlogLogEntryAdmin):
     """Who changed what. Read-only: history is not edited."""
 
     list_display = ["timestamp", "who", "action", "resource_url", "msg_short"]
-    list_filter = ["action", ResourceTypeFilter, "timestamp"]
-    search_fields = ["object_repr", "actor_email", "cid"]
+    list_filter = ["action", ModelFilter, AboutFilter, "timestamp"]
+    list_select_related = ["content_type"]
+    search_fields = ["object_repr"]
+    search_help_text = "A request id, a part of the e-mail of who did it, or of the name of what changed lately."
     readonly_fields = ["timestamp", "who", "action", "resource_url", "remote_addr", "cid", "msg"]
     fieldsets = [(None, {"fields": tuple(readonly_fields)})]
+    sortable_by = ()
+    date_hierarchy = None  # type: ignore[assignment]  # it would read every entry
     show_full_result_count = False
+    show_facets = admin.ShowFacets.NEVER
+    list_per_page = 50
+    paginator = CappedPaginator
 
-    @admin.display(description="who", ordering="actor_email")
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[LogEntry], search_term: str
+    ) -> tuple[QuerySet[LogEntry], bool]:
+        """By what has an index; texts are looked for among the newest entries alone."""
+        term = search_term.strip()
+        if not term:
+            return queryset, False
+        if re.fullmatch("[0-9a-f]{32}", term):
+            return queryset.filter(cid=term), False
+        newest = LogEntry.objects.aggregate(newest=Max("pk"))["newest"] or 0
+        text = Q(object_repr__icontains=term) | Q(actor_email__icontains=term)
+        people = list(User.objects.filter(email__icontains=term).values_list("pk", flat=True)[:ABOUT_AT_MOST])
+        return queryset.filter(Q(text, pk__gt=newest - SEARCHED_ENTRIES) | Q(actor__in=people)), False
+
+    @admin.display(description="who")
     def who(self, entry: LogEntry) -> str:
         return entry.actor_email or "command line"
+
+    def history_view(self, request: HttpRequest, object_id: str, extra_context: Any = None) -> HttpResponse:
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        return redirect("admin:auditlog_logentry_change", object_id)
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Not here; with the user who signed them, entries stay and lose only the link to that user."""

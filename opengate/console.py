@@ -6,11 +6,14 @@ from typing import Any
 from asgiref.sync import iscoroutinefunction
 from auditlog.mixins import AuditlogHistoryAdminMixin
 from django.contrib import admin
+from django.contrib.admin import helpers
 from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBadRequest
 from django.template.response import TemplateResponse
 from django.utils.decorators import sync_and_async_middleware
+
+from opengate.request_id import current_request
 
 SECTIONS = ("routing", "accounts", "usage", "knowledge", "auditlog", "axes")  # apps in the order of the menu
 
@@ -53,8 +56,25 @@ class Console(admin.AdminSite):
         return sorted(found, key=lambda app: SECTIONS.index(app["app_label"]))
 
 
+class ReadonlyField(helpers.AdminReadonlyField):
+    """Links to another row only whom its page is open to."""
+
+    def get_admin_url(self, remote_field: Any, remote_obj: Any) -> str:
+        request, opts = current_request.get(), remote_field.model._meta
+        if request is None or not request.user.has_perm(f"{opts.app_label}.view_{opts.model_name}"):
+            return str(remote_obj)
+        return str(super().get_admin_url(remote_field, remote_obj))
+
+
+helpers.AdminReadonlyField = ReadonlyField  # type: ignore[misc]  # the forms have no other place for it
+
+
 class ConsoleAdmin(AuditlogHistoryAdminMixin, admin.ModelAdmin):
     """A page whose history is the log of changes, signed whether they came by the console, the API or a command."""
+
+    def get_ordering(self, request: HttpRequest) -> Any:
+        """Said outright: a list that counts what hangs on its rows would forget the model's own order."""
+        return self.ordering or self.opts.ordering
 
     def may_read_history(self, request: HttpRequest) -> bool:
         """Whoever may change such rows, or read the whole log: history names people."""

@@ -229,7 +229,7 @@ class UserAdmin(ConsoleAdmin, DjangoUserAdmin):
     form = UserForm
     add_form = UserCreationForm
     change_password_form = AdminPasswordChangeForm
-    list_display = ("email", "name", "role", "organization", "state", "budget", "key_count", "last_login")
+    list_display = ("email", "name", "role", "organization", "state", "budget", "key_count", "seen")
     list_filter = (StateFilter, BudgetFilter, "role", "organization")
     list_select_related = ("role", "organization", "account")
     show_facets = admin.ShowFacets.NEVER
@@ -277,6 +277,10 @@ class UserAdmin(ConsoleAdmin, DjangoUserAdmin):
         account = getattr(user, "account", None)
         left = account.budget if account else None
         return "unlimited" if left is None else amount(left)
+
+    @admin.display(description="last login", ordering="last_login", empty_value="never")
+    def seen(self, user: User) -> str | None:
+        return f"{user.last_login:%Y-%m-%d %H:%M}" if user.last_login else None
 
     @admin.display(description="keys", ordering="key_count")
     def key_count(self, user: Any) -> int:

@@ -71,6 +71,9 @@ def _entry(row: models.Model, action: int, changes: Mapping[str, Any]) -> LogEnt
 
 
 def _told(value: object) -> str | None:
+    """As django-auditlog writes it: of another row its id."""
+    if isinstance(value, models.Model):
+        return str(value.pk)
     return None if value is None else str(value)
 
 

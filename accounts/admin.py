@@ -1,5 +1,6 @@
 """The console's pages of people and keys."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -11,6 +12,7 @@ from django import forms
 from django.conf import settings
 from django.contrib import admin, messages
 from django.contrib.admin.utils import unquote
+from django.contrib.admin.views.main import ChangeList
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
 from django.contrib.auth.forms import AdminPasswordChangeForm, AdminUserCreationForm, UserChangeForm
 from django.contrib.auth.models import Group
@@ -33,11 +35,12 @@ from accounts.models import Key, Organization, Permission, Role, User
 from knowledge.models import Collection
 from opengate import audit, once
 from opengate.charts import Chart, Series
-from opengate.console import ConsoleAdmin
+from opengate.console import ConsoleAdmin, MergingForm, RacedAdmin, shortened
 from opengate.database import commit
 from opengate.templatetags.figures import amount
 from routing.models import Router
-from usage.admin import AccountInline, LimitInline
+from usage.admin import AccountInline
+from usage.matrix import Heading, MatrixField
 from usage.models import Account, DailyUsage, Limit, UsageRecord
 
 SHOWN_KEYS = 20
@@ -49,30 +52,82 @@ USAGE_DAYS = 30
 admin.site.unregister(Group)  # rights come from the role
 
 
-class RoleForm(forms.ModelForm):
+class RoleForm(MergingForm):
     permissions = forms.MultipleChoiceField(
         choices=Permission.choices, required=False, widget=forms.CheckboxSelectMultiple
     )
-    open_routers = forms.ModelMultipleChoiceField(
-        Router.objects.all(),
-        required=False,
-        help_text="Gives the role all four limits of these routers, unlimited; limits that it has stay as they are.",
-    )
+    limits = MatrixField(label="Limits")
+
+    may_limit = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if "limits" not in self.fields:
+            return
+        field: Any = self.fields["limits"]
+        routers = Router.objects.order_by("name").values_list("id", "name", "type")
+        field.fill((Heading(id, name, type) for id, name, type in routers), "router")
+        field.disabled = not self.may_limit
+        held = Limit.objects.filter(role=self.instance.pk) if self.instance.pk else Limit.objects.none()
+        values = held.values_list("router", "type", "value")
+        self.initial["limits"] = {(router, type): value for router, type, value in values}
+
+
+class RoleList(ChangeList):
+    """A page of roles, with the routers that are open to each, asked for together."""
+
+    def get_results(self, request: HttpRequest) -> None:
+        super().get_results(request)
+        found = list(self.result_list)
+        opened = open_routers(found)
+        for role in found:
+            role.open_routers = opened.get(role.pk, [])
+        self.result_list = found
+
+
+def open_routers(roles: Iterable[Role]) -> Mapping[int, list[str]]:
+    """Names of the routers that these roles may use, by the role's id."""
+    found: dict[int, list[str]] = {}
+    for pair in Limit.objects.filter(role__in=[role.pk for role in roles]).open_pairs():
+        found.setdefault(pair["role"], []).append(pair["router__name"])
+    return found
 
 
 @admin.register(Role)
-class RoleAdmin(ConsoleAdmin):
+class RoleAdmin(RacedAdmin):
     form = RoleForm
-    list_display = ("name", "permission_names", "user_count", "updated")
+    list_display = ("name", "permission_names", "open_routers", "user_count", "updated")
     search_fields = ("name",)
+    list_per_page = 50
     readonly_fields = ("created", "updated")
-    fields = ("name", "permissions", "open_routers", ("created", "updated"))
-    inlines = (LimitInline,)
+    fieldsets = (
+        (None, {"fields": ("name", "permissions", ("created", "updated"))}),
+        ("What it may use", {"fields": ("limits",), "classes": ("limits-set",)}),
+    )
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return RoleList
+
+    def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
+        form: Any = super().get_form(request, obj, change, **kwargs)
+        form.may_limit = request.user.has_perm("usage.change_limit")
+        return form
 
     def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
         super().save_related(request, form, formsets, change)
-        for router in form.cleaned_data["open_routers"]:
-            Limit.objects.open_router(form.instance, router)
+        changes, role_id = form.cleaned_data["limits"], form.instance.pk
+        Limit.objects.write(
+            {(role_id, router, type): value for (router, type), value in changes.cells.items()},
+            {(role_id, router, type) for router, type in changes.emptied},
+        )
+
+    @admin.display(description="open routers")
+    def open_routers(self, role: Any) -> str:
+        return shortened(role.open_routers, "none")
+
+    @admin.display(description="open routers")
+    def limits(self, role: Role) -> str:
+        return shortened(open_routers([role]).get(role.pk, []), "none", most=100)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Role]:
         return super().get_queryset(request).annotate(user_count=Count("users"))

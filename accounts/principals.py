@@ -1,7 +1,7 @@
 """Who is calling: one small object for every entrance, remembered for one epoch."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from accounts import keys
 from accounts.errors import InvalidKey
@@ -95,16 +95,20 @@ async def find(text: str, *, expired_account: bool = False) -> Principal:
     return _checked(principal, expired_account)
 
 
-async def of_user(id: int) -> Principal:
-    """A user for whom the gateway itself calls a model; raises InvalidKey when the account is closed or gone."""
+async def of_user(id: int, name: str = GATEWAY) -> Principal:
+    """A user for whom the gateway itself calls a model, under this name in place of a key's.
+
+    Raises InvalidKey when the account is closed or gone.
+    """
     await epoch.refresh()
-    return _checked(await _users.get(id))
+    return replace(_checked(await _users.get(id)), key_name=name)
 
 
 async def again(principal: Principal) -> Principal:
     """The same caller as of the epoch now known; raises InvalidKey when the key no longer opens."""
-    found = _principals.get(principal.digests) if principal.digests else _users.get(principal.user_id)
-    return _checked(await found)
+    if principal.digests:
+        return _checked(await _principals.get(principal.digests))
+    return replace(_checked(await _users.get(principal.user_id)), key_name=principal.key_name)
 
 
 def _checked(principal: Principal | None, expired_account: bool = False) -> Principal:

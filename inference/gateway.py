@@ -21,7 +21,7 @@ from routing import snapshot
 from routing.errors import ProvidersAway
 from routing.models import CHAT_TYPES, ModelType
 from routing.snapshot import require_type
-from usage import accounting, budgets, limits, spool, tokens
+from usage import accounting, budgets, spool, tokens
 from usage.accounting import MAX_TOKENS, Call
 from usage.budgets import Need
 from usage.models import Outcome
@@ -193,7 +193,7 @@ async def enter(call: Call, name: str, types: Collection[str], need: Need) -> No
     while True:
         try:
             router = (await snapshot.current()).find(name)
-            granted = (await limits.grants()).of(call.principal.role_id, router)
+            granted = await call.granted(router)
             require_type(router, types)
         except APIError:
             seen = epoch.known()

@@ -1,15 +1,17 @@
 """The console: Django's admin, with a dashboard for its front page and the log of changes for each row's history."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from asgiref.sync import iscoroutinefunction
 from auditlog.mixins import AuditlogHistoryAdminMixin
-from django.contrib import admin
+from django import forms
+from django.contrib import admin, messages
 from django.contrib.admin import helpers
 from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied
-from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBadRequest
+from django.db import IntegrityError
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBadRequest, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.utils.decorators import sync_and_async_middleware
 
@@ -102,3 +104,50 @@ class ConsoleAdmin(AuditlogHistoryAdminMixin, admin.ModelAdmin):
     def render_change_form(self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any) -> HttpResponse:
         context["shows_history"] = self.may_read_history(request)
         return super().render_change_form(request, context, *args, **kwargs)
+
+
+def shortened(names: Sequence[str], nobody: str, most: int = 5) -> str:
+    """The first of many names, for a list."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "") or nobody
+
+
+class RacedAdmin(ConsoleAdmin):
+    """A page whose rows must be unique in something: of two who take it at a time, the later is told."""
+
+    def changeform_view(
+        self, request: HttpRequest, object_id: Any = None, form_url: str = "", extra_context: Any = None
+    ) -> Any:
+        try:
+            return super().changeform_view(request, object_id, form_url, extra_context)
+        except IntegrityError:
+            if request.method != "POST":
+                raise
+            messages.error(request, "Somebody changed this, or took one of the names, meanwhile. Please try again.")
+            return HttpResponseRedirect(request.get_full_path())
+
+    def get_object(self, request: HttpRequest, object_id: str, from_field: Any = None) -> Any:
+        if request.method == "POST" and object_id.isdecimal():  # of two who save it, the second sees what the first did
+            self.model._default_manager.select_for_update(no_key=True).filter(pk=object_id).first()
+        return super().get_object(request, object_id, from_field)
+
+
+class MergingForm(forms.ModelForm):
+    """Writes what a person changed since the page was opened; the rest stays as it is now, whoever changed it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for name in self._columns():
+            self.fields[name].show_hidden_initial = True
+
+    def _columns(self) -> list[str]:
+        columns = {column.name for column in self._meta.model._meta.fields}
+        return [name for name in self.fields if name in columns]
+
+    def clean(self) -> dict[str, Any]:
+        given: dict[str, Any] = super().clean() or self.cleaned_data
+        if self.instance.pk:
+            for name in self._columns():
+                if name in given and name not in self.changed_data:
+                    given[name] = getattr(self.instance, name)
+        return given

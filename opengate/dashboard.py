@@ -17,9 +17,8 @@ from inference import health
 from knowledge.models import UNFINISHED, Collection, Document, Status
 from opengate.charts import Chart, Series
 from opengate.redis import RedisAway
-from routing.admin import loads_of, state_of
-from routing.circuit import State
-from routing.load import Load
+from routing import health as routing_health
+from routing.health import Health
 from routing.models import Provider, Router
 from usage import shortage, trends
 from usage.models import Grain, Limit, Rollup, RollupProgress
@@ -197,42 +196,24 @@ def _charts(period: Period, first: datetime, now: datetime, points: Mapping[date
 @dataclass(frozen=True)
 class ProviderHealth:
     provider: Provider
-    circuit: str
-    tone: str  # of its badge
-    inflight: int | None
+    health: Health
     answers: str
 
 
 def _providers() -> dict[str, Any]:
     found = list(Provider.objects.select_related("router").order_by("router__name", "id")[: PROVIDERS_SHOWN + 1])
     shown = found[:PROVIDERS_SHOWN]
-    loads = loads_of(shown)
+    known = routing_health.of_now(shown, with_figures=False)
+    is_known = any(one.load is not None for one in known.values())
     try:  # a Redis that is away is not asked twice
-        answers = health.last_answers(provider.pk for provider in shown) if loads else None
+        answers = health.last_answers(provider.pk for provider in shown) if is_known else None
     except RedisAway:
         answers = None
     return {
         "is_known": answers is not None or not shown,
         "has_more": len(found) > len(shown),
-        "rows": [
-            ProviderHealth(
-                provider=provider,
-                circuit=state_of(now := loads.get(provider.pk)),
-                tone=_tone(now),
-                inflight=None if now is None else now.inflight,
-                answers=_answer(answers, provider.pk),
-            )
-            for provider in shown
-        ],
+        "rows": [ProviderHealth(provider, known[provider.pk], _answer(answers, provider.pk)) for provider in shown],
     }
-
-
-def _tone(now: Load | None) -> str:
-    if now is None:
-        return ""
-    if now.circuit.state == State.OPEN:
-        return "bad"
-    return "fair" if now.circuit.state == State.HALF_OPEN or now.circuit.failures else "good"
 
 
 def _answer(answers: Mapping[int, bool] | None, id: int) -> str:

@@ -30,6 +30,7 @@ UPSTREAM_MAX_EVENT_BYTES = ENVIRONMENT.upstream_max_event_bytes
 ROUTING_MAX_WAIT_SECONDS = ENVIRONMENT.routing_max_wait_seconds
 ROUTING_MAX_PRIORITY = ENVIRONMENT.routing_max_priority
 MAX_FILE_BYTES = ENVIRONMENT.max_file_bytes
+DATA_UPLOAD_MAX_NUMBER_FIELDS = 20_000  # a table of limits has six a row
 DATA_UPLOAD_MAX_MEMORY_SIZE = MAX_BODY_BYTES  # no other limit than the one that counts bytes as they come
 LOCAL_OCR_PROCESSES = ENVIRONMENT.local_ocr_processes
 LOCAL_OCR_SECONDS = ENVIRONMENT.local_ocr_seconds

@@ -1,6 +1,5 @@
 """The console's pages of routers and providers."""
 
-import math
 from collections.abc import Iterable, Mapping
 from copy import copy
 from typing import Any
@@ -9,25 +8,32 @@ from asgiref.sync import async_to_sync
 from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.views.main import ChangeList
-from django.db import transaction
-from django.db.models import Count, QuerySet
-from django.http import HttpRequest
+from django.core.exceptions import PermissionDenied
+from django.db import connection, transaction
+from django.db.models import Prefetch, QuerySet
+from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
+from django.shortcuts import render
+from django.urls import path, reverse
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString
 
-from inference import discovery
-from opengate.console import ConsoleAdmin
+from accounts.models import Role
+from inference import discovery, trials
+from opengate.console import ConsoleAdmin, MergingForm, RacedAdmin, shortened
 from opengate.encryption import mask
 from opengate.errors import APIError
-from opengate.redis import RedisAway
-from routing import circuit, load
-from routing.circuit import State
+from opengate.templatetags.figures import amount
+from routing import circuit, health
 from routing.errors import ProviderUnreachable
-from routing.load import Load
+from routing.health import Health
 from routing.models import Provider, Router, RouterName
+from usage.matrix import Heading, MatrixField
+from usage.models import Limit
 
 LONGEST_WAIT_SECONDS = 10  # of a person at a page, for an upstream
 
 
-class ProviderForm(forms.ModelForm):
+class ProviderForm(MergingForm):
     """The key is written, never shown: an empty field leaves it as it is."""
 
     new_key = forms.CharField(
@@ -59,7 +65,10 @@ class ProviderForm(forms.ModelForm):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         stored = self.instance.key if self.instance.pk else None
-        self.fields["new_key"].help_text = f"Stored: {mask(stored)}. Empty leaves it." if stored else "None is stored."
+        if "new_key" in self.fields:
+            self.fields["new_key"].help_text = (
+                f"Stored: {mask(stored)}. Empty leaves it." if stored else "None is stored."
+            )
 
     def save(self, commit: bool = True) -> Any:
         if self.cleaned_data.get("new_key"):
@@ -79,35 +88,139 @@ PROVIDER_FIELDS = (
 )
 
 
-def loads_of(providers: Iterable[Provider]) -> Mapping[int, Load]:
-    """How busy and how well these providers are; nothing with Redis away."""
-    try:
-        return load.of_now(provider.pk for provider in providers)
-    except RedisAway:
-        return {}
+class Names(forms.Field):
+    """Names, one a line."""
+
+    widget = forms.Textarea
+
+    def prepare_value(self, value: Any) -> str:
+        return value if isinstance(value, str) else "\n".join(value or ())
+
+    def to_python(self, value: Any) -> list[str]:
+        lines = value.splitlines() if isinstance(value, str) else value or ()
+        return [line.strip() for line in lines if line.strip()]
+
+    def has_changed(self, initial: Any, data: Any) -> bool:
+        return self.to_python(initial) != self.to_python(data)
 
 
-def state_of(now: Load | None) -> str:
-    """A circuit in words."""
-    if now is None:
-        return "unknown"
-    if now.circuit.state == State.OPEN:
-        return f"open, tried again in {math.ceil(now.circuit.seconds)} s"
-    if now.circuit.state == State.HALF_OPEN:
-        return "half open, the next call tries"
-    return f"closed, {now.circuit.failures} outages" if now.circuit.failures else "closed"
+class RouterForm(MergingForm):
+    aliases = Names(
+        required=False,
+        show_hidden_initial=True,
+        widget=forms.Textarea(attrs={"rows": 4, "spellcheck": "false"}),
+        help_text="Further names that callers may use, one a line.",
+    )
+    limits = MatrixField(label="Limits")
+
+    may_limit = True
+
+    class Meta:
+        model = Router
+        fields = ("name", "type", "load_balancing_strategy", "cost_prompt_tokens", "cost_completion_tokens")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.held: list[str] = []
+        if self.instance.pk:
+            self.held = [row.value for row in self.instance.names.all() if row.is_alias]
+        self.initial["aliases"] = self.held
+        if "limits" in self.fields:
+            field: Any = self.fields["limits"]
+            field.fill((Heading(id, name) for id, name in Role.objects.values_list("id", "name")), "role")
+            field.disabled = not self.may_limit
+            limits = Limit.objects.filter(router=self.instance.pk) if self.instance.pk else Limit.objects.none()
+            self.initial["limits"] = {
+                (role, type): value for role, type, value in limits.values_list("role", "type", "value")
+            }
+
+    def clean_aliases(self) -> list[str]:
+        """What the router's aliases are to be: those of now, less those that were taken out, and those put in."""
+        given: list[str] = self.cleaned_data["aliases"]
+        faults = [f"{alias} is there twice." for alias in dict.fromkeys(given) if given.count(alias) > 1]
+        longest = RouterName._meta.get_field("value").max_length or 0
+        faults += [f"{alias[:40]}… has more than {longest} characters." for alias in given if len(alias) > longest]
+        if any("\x00" in alias for alias in given):
+            faults.append("Null characters are not allowed.")
+        if faults:
+            raise forms.ValidationError(faults)
+        if not self.instance.pk:
+            return given
+        before = self._before()
+        gone = set(before) - set(given)
+        merged = [alias for alias in self.held if alias not in gone]
+        return merged + [alias for alias in given if alias not in before and alias not in merged]
+
+    def _before(self) -> list[str]:
+        """The aliases as the page showed them."""
+        bound: Any = self["aliases"]
+        names: list[str] = bound.field.to_python(self.data.get(bound.html_initial_name, self.held))
+        return names
+
+    def clean(self) -> dict[str, Any]:
+        given = super().clean()
+        name, aliases = given.get("name"), given.get("aliases", [])
+        if name in aliases:
+            self.add_error("aliases", f"{name} is the router's own name.")
+        elif aliases:
+            others = RouterName.objects.filter(value__in=aliases).exclude(router_id=self.instance.pk)
+            taken = others.select_related("router")
+            faults = [f"{row.value} is already a name of {row.router.name}." for row in taken]
+            if faults:
+                self.add_error("aliases", forms.ValidationError(faults))
+        return given
 
 
 class ProviderList(ChangeList):
-    """A page of providers, with the load of each, asked for together."""
+    """A page of providers, with the health of each, asked for together."""
 
     def get_results(self, request: HttpRequest) -> None:
         super().get_results(request)
         found = list(self.result_list)
-        loads = loads_of(found)
-        for provider in found:
-            provider.load = loads.get(provider.pk)
+        tell_health(found)
         self.result_list = found
+
+
+class RouterList(ChangeList):
+    """A page of routers, with the health of their providers and the roles they are open to, asked for together."""
+
+    def get_results(self, request: HttpRequest) -> None:
+        super().get_results(request)
+        found = list(self.result_list)
+        tell_health(provider for router in found for provider in router.providers.all())
+        opened = open_roles(found)
+        for router in found:
+            router.open_roles = opened.get(router.pk, [])
+        self.result_list = found
+
+
+def tell_health(providers: Iterable[Any], *, with_figures: bool = False) -> None:
+    """Give each provider its `health`."""
+    rows = list(providers)
+    found = health.of_now(rows, with_figures=with_figures)
+    for provider in rows:
+        provider.health = found[provider.pk]
+
+
+def open_roles(routers: Iterable[Router]) -> Mapping[int, list[str]]:
+    """Names of the roles that may use these routers, by the router's id."""
+    found: dict[int, list[str]] = {}
+    for pair in Limit.objects.filter(router__in=[router.pk for router in routers]).open_pairs():
+        found.setdefault(pair["router"], []).append(pair["role__name"])
+    return found
+
+
+def health_of(provider: Any) -> Health | None:
+    if not hasattr(provider, "health"):
+        provider.health = health.of_now([provider]).get(provider.pk) if provider.pk else None
+    found: Health | None = provider.health
+    return found
+
+
+def badge(found: Health | None) -> SafeString:
+    if found is None:
+        return format_html('<span class="badge">{}</span>', "unknown")
+    return format_html('<span class="badge {}">{}</span>', found.level, found.words)
 
 
 def ask_upstream(request: HttpRequest, provider: Provider) -> None:
@@ -129,49 +242,141 @@ def _ask_upstream(request: HttpRequest, id: int) -> None:
         messages.warning(request, error.detail)
 
 
-class AliasInline(admin.TabularInline):
-    model = RouterName
-    extra = 0
-    fields = ("value",)
-    verbose_name = "alias"
-    verbose_name_plural = "aliases"
+def answer_trial(request: Any, router: Router, provider: Provider | None = None) -> HttpResponse:
+    """Call the model for whoever is signed in, and show what came of it: a page, or the part of it that a script wants.
 
-    def get_queryset(self, request: HttpRequest) -> QuerySet[RouterName]:
-        return super().get_queryset(request).filter(is_alias=True)
+    It takes half a minute at most, and holds no connection to the database meanwhile.
+    """
+    user_id = request.user.pk
+    connection.close()
+    found, refusal = None, ""
+    try:
+        found = async_to_sync(trials.of_router)(user_id, router.pk, provider.pk if provider else None)
+    except APIError as error:  # before any call: a row that went, an account that closed
+        refusal = str(error.detail)
+    context = {
+        **admin.site.each_context(request),
+        "title": f"Test of {router.name}",
+        "opts": Router._meta,
+        "router": router,
+        "provider": provider,
+        "trial": found,
+        "refusal": refusal,
+    }
+    is_part = "part" in request.POST
+    return render(request, "console/trial.html" if is_part else "admin/routing/trial.html", context)
+
+
+class ProviderFormSet(forms.BaseInlineFormSet):
+    """A router's providers, each with its health."""
+
+    def get_queryset(self) -> Any:
+        is_new = not hasattr(self, "_queryset")
+        rows = super().get_queryset()  # the same rows each time
+        if is_new:
+            for provider in rows:
+                provider.router = self.instance
+            tell_health(rows, with_figures=True)
+        return rows
 
 
 class ProviderInline(admin.StackedInline):
     model = Provider
     form = ProviderForm
+    formset = ProviderFormSet
     extra = 0
     fields = PROVIDER_FIELDS
+    template = "admin/routing/router/providers.html"
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Provider]:
+        return super().get_queryset(request).order_by("id")
 
 
 @admin.register(Router)
-class RouterAdmin(ConsoleAdmin):
-    list_display = ("name", "type", "provider_count", "cost_prompt_tokens", "cost_completion_tokens", "updated")
+class RouterAdmin(RacedAdmin):
+    form = RouterForm
+    change_form_template = "admin/routing/change_form.html"
+    list_display = ("name", "type", "alias_names", "provider_health", "prices", "roles")
     list_filter = ("type",)
+    list_per_page = 50
     search_fields = ("name", "names__value")
-    fields = (
-        ("name", "type"),
-        "load_balancing_strategy",
-        ("cost_prompt_tokens", "cost_completion_tokens"),
-        ("created", "updated"),
+    fieldsets = (
+        (
+            None,
+            {
+                "fields": (
+                    ("name", "type"),
+                    "aliases",
+                    "load_balancing_strategy",
+                    ("cost_prompt_tokens", "cost_completion_tokens"),
+                    ("created", "updated"),
+                )
+            },
+        ),
+        ("Who may use it", {"fields": ("limits",), "classes": ("limits-set", "after-inlines")}),
     )
     readonly_fields = ("created", "updated")
-    inlines = (AliasInline, ProviderInline)
+    inlines = (ProviderInline,)
+
+    class Media:
+        js = ("opengate/trial.js",)
+        css = {"all": ("opengate/models.css",)}
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return RouterList
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Router]:
-        return super().get_queryset(request).annotate(provider_count=Count("providers", distinct=True))
+        providers = Provider.objects.select_related("router")
+        return super().get_queryset(request).prefetch_related("names", Prefetch("providers", providers))
 
-    @admin.display(description="providers", ordering="provider_count")
-    def provider_count(self, router: Any) -> int:
-        return int(router.provider_count)
+    def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
+        form: Any = super().get_form(request, obj, change, **kwargs)
+        form.may_limit = request.user.has_perm("usage.change_limit")
+        return form
+
+    def get_urls(self) -> list[Any]:
+        view = self.admin_site.admin_view(self.test_view)
+        return [path("<int:id>/test/", view, name="routing_router_test"), *super().get_urls()]
+
+    def test_view(self, request: HttpRequest, id: int) -> HttpResponse:
+        return _test_view(self, request, id)
+
+    # the list
+
+    @admin.display(description="aliases")
+    def alias_names(self, router: Router) -> str:
+        return ", ".join(row.value for row in router.names.all() if row.is_alias) or "–"
+
+    @admin.display(description="providers")
+    def provider_health(self, router: Router) -> str:
+        rows = ((provider.model_name, badge(health_of(provider))) for provider in router.providers.all())
+        return format_html_join("", "<div>{} {}</div>", rows) or "none"
+
+    @admin.display(description="prices of a million tokens", ordering="cost_completion_tokens")
+    def prices(self, router: Router) -> str:
+        if not (router.cost_prompt_tokens or router.cost_completion_tokens):
+            return "free"
+        return f"{amount(router.cost_prompt_tokens)} in, {amount(router.cost_completion_tokens)} out"
+
+    @admin.display(description="open to")
+    def roles(self, router: Any) -> str:
+        return shortened(router.open_roles, "nobody")
+
+    # for who may look and not change
+
+    def aliases(self, router: Router) -> str:
+        return self.alias_names(router)
+
+    @admin.display(description="open to")
+    def limits(self, router: Router) -> str:
+        return ", ".join(open_roles([router]).get(router.pk, [])) or "nobody"
+
+    # saving
 
     def save_model(self, request: HttpRequest, obj: Router, form: Any, change: bool) -> None:
         if not change:
             obj.user = request.user  # type: ignore[assignment]
-        super().save_model(request, obj, form, change)
+        obj.rename(obj.name, form.cleaned_data["aliases"])
 
     def save_formset(self, request: HttpRequest, form: Any, formset: Any, change: bool) -> None:
         super().save_formset(request, form, formset, change)
@@ -179,34 +384,79 @@ class RouterAdmin(ConsoleAdmin):
             for provider in (*formset.new_objects, *(row for row, _ in formset.changed_objects)):
                 ask_upstream(request, provider)
 
+    def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
+        super().save_related(request, form, formsets, change)
+        changes = form.cleaned_data["limits"]
+        router_id = form.instance.pk
+        Limit.objects.write(
+            {(role, router_id, type): value for (role, type), value in changes.cells.items()},
+            {(role, router_id, type) for role, type in changes.emptied},
+        )
+
 
 @admin.register(Provider)
-class ProviderAdmin(ConsoleAdmin):
+class ProviderAdmin(RacedAdmin):
     form = ProviderForm
-    list_display = ("model_name", "router", "type", "circuit", "inflight", "qos", "url", "model_hosting_zone")
+    change_form_template = "admin/routing/change_form.html"
+    list_display = (
+        "model_name",
+        "router",
+        "type",
+        "condition",
+        "circuit",
+        "inflight",
+        "qos",
+        "url",
+        "model_hosting_zone",
+    )
     list_filter = ("type", "router")
     list_select_related = ("router",)
     search_fields = ("model_name", "url", "router__name")
     autocomplete_fields = ("router",)
-    fields = ("router", *PROVIDER_FIELDS, ("inflight", "circuit"))
-    readonly_fields = ("inflight", "circuit")
+    fields = ("router", *PROVIDER_FIELDS)
     actions = ("close_circuits",)
+
+    class Media:
+        js = ("opengate/trial.js",)
+        css = {"all": ("opengate/models.css",)}
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         return ProviderList
 
+    def get_urls(self) -> list[Any]:
+        view = self.admin_site.admin_view(self.test_view)
+        return [path("<int:id>/test/", view, name="routing_provider_test"), *super().get_urls()]
+
+    def test_view(self, request: HttpRequest, id: int) -> HttpResponse:
+        return _test_view(self, request, id)
+
+    def change_view(
+        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: Any = None
+    ) -> HttpResponse:
+        provider = None
+        if request.method == "GET" and object_id.isdigit():
+            provider = Provider.objects.select_related("router").filter(pk=object_id).first()
+        if provider is not None:
+            tell_health([provider], with_figures=True)
+        return super().change_view(request, object_id, form_url, {"watched": provider, **(extra_context or {})})
+
     @admin.display(description="QoS", ordering="qos_metric")
     def qos(self, provider: Provider) -> str:
-        return f"{provider.qos_metric} {provider.qos_limit:g}" if provider.qos_metric else "-"
+        return f"{provider.qos_metric} {provider.qos_limit:g}" if provider.qos_metric else "–"
 
     @admin.display(description="in flight")
     def inflight(self, provider: Provider) -> str:
-        now = _load(provider)
-        return "unknown" if now is None else str(now.inflight)
+        found = health_of(provider)
+        return "unknown" if found is None or found.load is None else str(found.load.inflight)
+
+    @admin.display(description="health")
+    def condition(self, provider: Provider) -> str:
+        return badge(health_of(provider))
 
     @admin.display(description="circuit")
     def circuit(self, provider: Provider) -> str:
-        return state_of(_load(provider))
+        found = health_of(provider)
+        return "unknown" if found is None else found.circuit
 
     @admin.action(description="Close circuits: try these providers again now", permissions=["change"])
     def close_circuits(self, request: HttpRequest, queryset: QuerySet[Provider]) -> None:
@@ -221,8 +471,16 @@ class ProviderAdmin(ConsoleAdmin):
         ask_upstream(request, obj)
 
 
-def _load(provider: Any) -> Load | None:
-    if not hasattr(provider, "load"):
-        provider.load = loads_of([provider]).get(provider.pk) if provider.pk else None
-    found: Load | None = provider.load
-    return found
+def _test_view(page: ConsoleAdmin, request: HttpRequest, id: int) -> HttpResponse:
+    """The test of a router's page, or a provider's, for who may change it."""
+    if request.method != "POST":
+        return HttpResponseNotAllowed(["POST"])
+    rows: Any = page.model._default_manager.all()
+    row = rows.filter(pk=id).first()
+    if not page.has_change_permission(request, row):
+        raise PermissionDenied
+    if row is None:
+        name = page.opts.verbose_name
+        messages.error(request, f"That {name} is gone.")
+        return HttpResponseRedirect(reverse(f"admin:{page.opts.app_label}_{page.opts.model_name}_changelist"))
+    return answer_trial(request, row.router, row) if isinstance(row, Provider) else answer_trial(request, row)

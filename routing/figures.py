@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Final
 from weakref import WeakKeyDictionary
 
+from redis.exceptions import RedisError
+
 from opengate import redis as opengate_redis
 from opengate.redis import Command, RedisAway
 
@@ -113,11 +115,29 @@ async def of(provider_ids: Iterable[int]) -> Mapping[int, Figures]:
 
 async def _read(ids: Sequence[int]) -> Mapping[int, Figures]:
     now = time.time()
-    commands: list[Command] = [("ZRANGEBYSCORE", key(id), now - WINDOW_SECONDS, "+inf") for id in ids]
     try:
-        answers = await opengate_redis.trip(*commands)
+        return _of_answers(ids, await opengate_redis.trip(*_queries(ids, now)), now)
     except RedisAway:
         return dict.fromkeys(ids, NOTHING)
+
+
+def of_now(provider_ids: Iterable[int]) -> Mapping[int, Figures]:
+    """The same for sync code, off the hot path."""
+    ids, now = list(provider_ids), time.time()
+    try:
+        with opengate_redis.sync_client() as client, client.pipeline(transaction=False) as pipeline:
+            for command in _queries(ids, now):
+                pipeline.execute_command(*command)
+            return _of_answers(ids, pipeline.execute(), now)
+    except RedisError:
+        return dict.fromkeys(ids, NOTHING)
+
+
+def _queries(ids: Sequence[int], now: float) -> Sequence[Command]:
+    return [("ZRANGEBYSCORE", key(id), now - WINDOW_SECONDS, "+inf") for id in ids]
+
+
+def _of_answers(ids: Sequence[int], answers: Sequence[Sequence[bytes]], now: float) -> Mapping[int, Figures]:
     return {
         id: of_samples([_parsed(member, now) for member in answer]) for id, answer in zip(ids, answers, strict=True)
     }

@@ -140,7 +140,8 @@ class Router(models.Model):
         return self.name
 
     def clean(self) -> None:
-        if RouterName.objects.filter(value=self.name).exclude(router_id=self.pk, is_alias=False).exists():
+        # An alias of its own may become its name: `rename` swaps them.
+        if RouterName.objects.filter(value=self.name).exclude(router_id=self.pk).exists():
             raise ValidationError({"name": f"Router {self.name} already exists."})
 
     def save(self, *args: Any, **kwargs: Any) -> None:

@@ -96,6 +96,10 @@ class Call:
 
     # admission
 
+    async def granted(self, router: Router) -> limits.Limits:
+        """What the caller's role may ask of the router; raises ModelNotFound or RouterClosed."""
+        return (await limits.grants()).of(self.principal.role_id, router)
+
     async def admit(self, router: Router, granted: limits.Limits, need: Need) -> bool:
         """Take the call from the caller's limits, then from its budgets; False when what was known is old.
 

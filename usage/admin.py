@@ -27,15 +27,6 @@ from usage.explorer import COLUMNS, RequestFilter, Story, rows_of, status_badge
 from usage.models import Account, DailyUsage, Limit, Reservation, UsageRecord
 
 
-class LimitInline(admin.TabularInline):
-    """Limits of a role. A router needs all four to be open."""
-
-    model = Limit
-    extra = 0
-    autocomplete_fields = ("router",)
-    fields = ("router", "type", "value")
-
-
 @admin.register(Limit)
 class LimitAdmin(ConsoleAdmin):
     list_display = ("role", "router", "type", "limit_value")

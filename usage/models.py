@@ -1,6 +1,6 @@
 """What a role may use, what a user may spend, and what was used."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, ClassVar, Self
@@ -11,7 +11,7 @@ from django.contrib.postgres.fields import ArrayField
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
-from django.db.models import F, Q
+from django.db.models import Count, F, Q
 from django.db.models.functions import Greatest
 
 from accounts.models import Key, Organization, Role, User
@@ -27,6 +27,11 @@ class LimitType(models.TextChoices):
     TPD = "tpd", "tpd: prompt tokens a day"
     RPM = "rpm", "rpm: requests a minute"
     RPD = "rpd", "rpd: requests a day"
+
+
+def in_words(value: int | None) -> str:
+    """A limit as people read and write it."""
+    return "unlimited" if value is None else "closed" if value == 0 else str(value)
 
 
 class LimitQuerySet(models.QuerySet["Limit"]):
@@ -47,6 +52,34 @@ class LimitQuerySet(models.QuerySet["Limit"]):
             if limit._state.adding or limit.value != value:
                 limit.value = value
                 limit.save()
+
+    def write(self, cells: Mapping[tuple[int, int, str], int | None], emptied: Iterable[tuple[int, int, str]]) -> None:
+        """Set limits by role id, router id and type, remove those `emptied`, and touch no other; in a transaction."""
+        emptied = set(emptied)
+        touched = {*cells, *emptied}
+        rows = self.select_for_update().filter(
+            role__in={role for role, _, _ in touched}, router__in={router for _, router, _ in touched}
+        )
+        held = {(limit.role_id, limit.router_id, limit.type): limit for limit in rows} if touched else {}
+        for cell in held.keys() & emptied:
+            held[cell].delete()
+        for (role_id, router_id, type), value in cells.items():
+            limit = held.get((role_id, router_id, type)) or self._new(role_id, router_id, type, value)
+            if limit.value != value:
+                limit.value = value
+                limit.save()
+
+    def _new(self, role_id: int, router_id: int, type: str, value: int | None) -> "Limit":
+        return self.get_or_create(role_id=role_id, router_id=router_id, type=type, defaults={"value": value})[0]
+
+    def open_pairs(self) -> Iterable[Mapping[str, Any]]:
+        """`role`, `router` and their names, of those pairs that have all four limits and none of them 0."""
+        return (
+            self.order_by("router__name", "role__name")
+            .values("role", "router", "role__name", "router__name")
+            .annotate(given=Count("id"), closed=Count("id", filter=Q(value=0)))
+            .filter(given=len(LimitType.values), closed=0)
+        )
 
     def open_router(self, role: Role, router: Router, value: int | None = None) -> None:
         """Give the role all four limits of the router with one value, null for unlimited; those it has stay."""
@@ -74,7 +107,7 @@ class Limit(models.Model):
 
     @property
     def shown_value(self) -> str:
-        return "unlimited" if self.value is None else "closed" if self.value == 0 else str(self.value)
+        return in_words(self.value)
 
 
 class Endpoint(models.TextChoices):

@@ -1,28 +1,54 @@
 """The console's pages of collections, documents, chunks and embedding spaces."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from django.contrib import admin, messages
 from django.db.models import QuerySet
-from django.http import HttpRequest
+from django.db.models.functions import Left, Length
+from django.http import HttpRequest, HttpResponse
 from django.template.defaultfilters import filesizeformat
-from django.urls import reverse
+from django.urls import path, reverse
+from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from knowledge import indexing
+from knowledge import console, indexing
+from knowledge.kinds import Kind
 from knowledge.models import Chunk, Collection, Document, DocumentQuerySet, Space
 from opengate.console import ConsoleAdmin
-from usage.admin import ReadOnlyAdmin
+from usage.admin import CappedPaginator, ReadOnlyAdmin
+
+BEGINNING = 120  # characters of a chunk in a list
+SHOWN = 100_000  # and on its page
+
+
+class SpaceFilter(admin.SimpleListFilter):
+    """One query for all names; Django's own filter asks for each."""
+
+    title = "model"
+    parameter_name = "space"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [(str(space.pk), str(space)) for space in Space.objects.select_related("router")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        chosen = self.value()
+        return queryset.filter(space=int(chosen)) if chosen and chosen.isascii() and chosen.isdigit() else queryset
 
 
 @admin.register(Collection)
 class CollectionAdmin(ConsoleAdmin):
-    """Whose documents are searched how. A model is changed by `manage.py reembed`, or by the owner."""
+    """Whose documents are searched how; files are added there, a model is changed, and a search is tried."""
 
-    list_display = ("name", "owner", "visibility", "document_count", "chunks", "language", "embedded_by", "changing_to")
-    list_filter = ("visibility", "language", "space")
+    change_form_template = "admin/knowledge/collection/change_form.html"
+    list_display = (
+        *("name", "owner", "visibility", "document_count", "chunks", "language", "models"),
+        "search_link",
+    )
+    list_filter = ("visibility", "language", SpaceFilter)
     list_select_related = ("owner", "space__router", "next_space__router")
+    list_per_page = 50
     search_fields = ("name", "owner__email")
     autocomplete_fields = ("owner",)
     readonly_fields = (
@@ -43,12 +69,24 @@ class CollectionAdmin(ConsoleAdmin):
         ("created", "updated"),
     )
     show_full_result_count = False
+    show_facets = admin.ShowFacets.NEVER
+    paginator = CappedPaginator
+
+    def get_urls(self) -> list[Any]:
+        pages = {"search": console.try_search, "progress": console.collection_progress, "reembed": console.reembed}
+        return _pages_of_one("collection", pages) + super().get_urls()
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Collection]:
-        return Collection.objects.described()
+        return Collection.objects.described().select_related("next_space__router")
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False  # its owner makes it
+
+    def render_change_form(self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any) -> HttpResponse:
+        collection = kwargs.get("obj")
+        if collection is not None:
+            context |= console.collection_context(request, collection)
+        return super().render_change_form(request, context, *args, **kwargs)
 
     def save_model(self, request: HttpRequest, obj: Collection, form: Any, change: bool) -> None:
         """What was changed in the form: the rest has moved on meanwhile."""
@@ -65,29 +103,75 @@ class CollectionAdmin(ConsoleAdmin):
 
     @admin.display(description="changing to", empty_value="")
     def changing_to(self, collection: Collection) -> str | None:
-        return str(collection.next_space.router) if collection.next_space else None
+        return str(collection.next_space.router or "a deleted one") if collection.next_space else None
+
+    @admin.display(description="model")
+    def models(self, collection: Collection) -> str:
+        now, next = self.embedded_by(collection) or "none", self.changing_to(collection)
+        return f"{now} → {next}" if next else now
+
+    @admin.display(description="search")
+    def search_link(self, collection: Collection) -> SafeString:
+        address = reverse("admin:knowledge_collection_search", args=[collection.pk])
+        return format_html('<a href="{}" aria-label="Try a search in {}">Try</a>', address, collection.name)
+
+
+def _pages_of_one(model: str, pages: Mapping[str, Any]) -> list[Any]:
+    """Addresses beneath one row's."""
+    return [
+        path(f"<int:id>/{name}/", admin.site.admin_view(view), name=f"knowledge_{model}_{name}")
+        for name, view in pages.items()
+    ]
+
+
+class KindFilter(admin.SimpleListFilter):
+    """All kinds there can be; Django's own filter reads the whole table for those there are."""
+
+    title = parameter_name = "kind"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [(kind.value, kind.value) for kind in Kind]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        return queryset.filter(kind=self.value()) if self.value() else queryset
 
 
 @admin.register(Document)
 class DocumentAdmin(ConsoleAdmin):
     """How far each document is, and why it is not further."""
 
-    list_display = ("name", "collection", "state", "chunk_count", "kind", "file_size", "error", "created")
-    list_filter = ("status", "kind")
+    change_form_template = "admin/knowledge/document/change_form.html"
+    list_display = ("name", "collection", "state", "chunk_count", "file_size", "error", "created")
+    list_filter = ("status", KindFilter)
     list_select_related = ("collection",)
+    list_per_page = 50
     search_fields = ("name", "collection__name", "collection__owner__email")
+    ordering = ("-id",)
+    sortable_by = ("name", "created")
     actions = ("retry",)
     fields = readonly_fields = (
-        *("name", "collection", "state", "error", "chunk_count", "kind", "file_size", "options", "metadata"),
-        *("tries", "deaths", "due", "lease_expires", "created"),
+        *("name", "collection", "chunk_count", "kind", "file_size", "options", "metadata"),
+        *("deaths", "lease_expires", "created"),
     )
     show_full_result_count = False
+    show_facets = admin.ShowFacets.NEVER
+    paginator = CappedPaginator
+
+    def get_urls(self) -> list[Any]:
+        pages = {"progress": console.document_progress, "retry": console.retry}
+        return _pages_of_one("document", pages) + super().get_urls()
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Document]:
         return Document.objects.described()
 
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
+    def add_view(self, request: HttpRequest, form_url: str = "", extra_context: Any = None) -> HttpResponse:
+        return console.upload(request)
+
+    def render_change_form(self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any) -> HttpResponse:
+        """Nothing of it is edited: there is nothing to save."""
+        nothing = {"show_save": False, "show_save_and_continue": False, "show_save_and_add_another": False}
+        context |= nothing | {"document": kwargs.get("obj"), "now": timezone.now()}
+        return super().render_change_form(request, context, *args, **kwargs)
 
     @admin.display(description="status", ordering="status")
     def state(self, document: Document) -> str:
@@ -116,11 +200,21 @@ class ChunkAdmin(ReadOnlyAdmin):
     sortable_by = ()
     search_fields = ("=document__id",)
     search_help_text = "The id of a document."
-    fields = readonly_fields = ("document", "collection", "number", "content", "metadata", "created")
+    fields = readonly_fields = ("document", "collection", "number", "text", "metadata", "created")
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Chunk]:
+        """A chunk may have megabytes, of which nobody reads more than the beginning."""
+        texts = {"beginning": Left("content", BEGINNING), "text": Left("content", SHOWN), "length": Length("content")}
+        return super().get_queryset(request).defer("content").annotate(**texts)
 
     @admin.display(description="content")
-    def beginning(self, chunk: Chunk) -> str:
-        return chunk.content[:120]
+    def beginning(self, chunk: Any) -> str:
+        return str(chunk.beginning)
+
+    @admin.display(description="content")
+    def text(self, chunk: Any) -> SafeString:
+        rest = f"{chunk.length - SHOWN} more characters are not shown." if chunk.length > SHOWN else ""
+        return format_html('<div class="as-is">{}</div><p class="quiet">{}</p>', chunk.text, rest)
 
 
 @admin.register(Space)

@@ -1,6 +1,5 @@
 """Collections, documents and chunks as rows, and the search in them, a call."""
 
-import logging
 import re
 from collections.abc import Coroutine
 from functools import partial
@@ -39,7 +38,7 @@ from knowledge.errors import (
 from knowledge.models import Chunk, Collection, Document, Space, Status, Visibility
 from knowledge.responses import Searches
 from knowledge.schemas import CreateSearch
-from knowledge.tasks import ingest_document, reembed_collection
+from knowledge.tasks import ingest_document, reembed_collection, send
 from opengate.database import commit, found
 from opengate.errors import BodyTooLarge
 from opengate.rows import Accepted, LargeJSONParser, RowView, WaitingView, listing, operation
@@ -47,8 +46,6 @@ from routing import snapshot
 from routing.errors import ModelNotFound, WrongModelType
 from routing.models import ModelType, Router
 from usage import limits
-
-logger = logging.getLogger(__name__)
 
 CREATED = 1_772_500_000
 COLLECTION = {"object": "collection", "id": 3, "name": "HR", "owner": "ada@example.org", "description": None}
@@ -60,8 +57,8 @@ CHUNK = {"object": "chunk", "id": 0, "collection_id": 3, "document_id": 12, "con
 CHUNK |= {"metadata": {"page": 1, "year": 2026}, "created": CREATED}
 
 
-def _router_id(name: str, principal: Principal) -> int:
-    """The model of that name; raises ModelNotFound, RouterClosed, or WrongModelType if it does not embed.
+def embedding_router_id(name: str, principal: Principal) -> int:
+    """The model of that name that embeds; raises ModelNotFound, RouterClosed, or WrongModelType if it does not embed.
 
     Not inside a transaction: it waits for what other threads read.
     """
@@ -101,7 +98,7 @@ class Collections(RowView):
         """A place for documents, yours. A public one, which everybody can read and search, needs a permission."""
         principal = caller(request)
         _check_visibility(principal, body["visibility"])
-        router_id = _router_id(model, principal) if (model := body.pop("model")) else None
+        router_id = embedding_router_id(model, principal) if (model := body.pop("model")) else None
         language = body.pop("language") or settings.SEARCH_LANGUAGE
 
         def create() -> Collection:
@@ -154,7 +151,7 @@ class OneCollection(RowView):
         rows = Collection.objects.editable_by(principal.user_id)
         found(rows, collection_id, CollectionNotFound)
         _check_visibility(principal, changes.get("visibility"))
-        router_id = _router_id(model, principal) if (model := changes.pop("model", None)) else None
+        router_id = embedding_router_id(model, principal) if (model := changes.pop("model", None)) else None
 
         def change() -> None:
             collection = rows.locked(collection_id)
@@ -164,7 +161,7 @@ class OneCollection(RowView):
                 setattr(collection, name, value)
             collection.save()
             if router_id and reembedding.begin(collection, _router(router_id)):
-                transaction.on_commit(partial(_send, reembed_collection, collection.pk))
+                transaction.on_commit(partial(send, reembed_collection, collection.pk))
 
         commit(change)
 
@@ -172,14 +169,6 @@ class OneCollection(RowView):
     def delete(self, request: Request, collection_id: int) -> None:
         """One of your own, with all that is in it."""
         editing.delete_collection(Collection.objects.editable_by(caller(request).user_id), collection_id)
-
-
-def _send(task: Any, id: int) -> None:
-    """Queue work; where that fails, the worker finds it by itself a little later."""
-    try:
-        task.delay(id)
-    except task.OperationalError:
-        logger.warning("%s %s waits until Redis is back.", task.name, id)
 
 
 class Documents(WaitingView):
@@ -220,7 +209,7 @@ class Documents(WaitingView):
             body["options"],
             name=body.get("name", ""),
             metadata=body["metadata"],
-            queue=partial(_send, ingest_document),
+            queue=partial(send, ingest_document),
         )
         if "respond-async" in re.split(r"[\s,;]+", request.headers.get("Prefer", "").lower()):
             return Accepted(document)

@@ -7,6 +7,7 @@ statement finds on its way; how many chunks there are, and how long, the collect
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from django.db import connection
 from django.db.backends.utils import CursorWrapper
 
 from knowledge.queries import Scope, Search
@@ -102,6 +103,20 @@ def _terms(search: Search, language: str) -> list[Term]:
         known = {term.lexeme for term in terms}
         terms += [term for term in _alike(cursor, lexeme, parameters, scope) if term.lexeme not in known]
     return terms
+
+
+def words_meant(text: str, language: str, words: Sequence[str]) -> set[str]:
+    """Those of the words that are a word of the text, as the language's dictionary has them: `asks` is for `asked`."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            SELECT word FROM unnest(%(words)s::text[]) AS word
+            WHERE tsvector_to_array(to_tsvector(%(configuration)s::regconfig, word))
+              && (SELECT tsvector_to_array(to_tsvector(%(configuration)s::regconfig, %(text)s)))
+            """,
+            {"words": list(words), "configuration": f"opengate_{language}", "text": text},
+        )
+        return {word for (word,) in cursor.fetchall()}
 
 
 def _alike(cursor: CursorWrapper, lexeme: str, parameters: dict[str, Any], scope: Scope) -> list[Term]:

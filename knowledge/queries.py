@@ -139,6 +139,20 @@ class Search:
         self.conditions = self.query.conditions(self.parameters)
 
 
+@dataclass(slots=True)
+class WholeScope(Scope):
+    """Collections whoever owns them, named by id: for the console alone, whose administrators see all."""
+
+    @property
+    def sql(self) -> str:
+        return "collection.id = ANY(%(collection_ids)s)"
+
+
+def whole_scope(collection: Collection) -> Scope:
+    """A collection by itself, whoever asks: whether they may is the console's to know."""
+    return _measured(WholeScope(collection.owner_id, [collection.pk]))
+
+
 def scope_of(user_id: int, collection_ids: Sequence[int]) -> Scope:
     """The collections named, or all that the user may read; raises CollectionNotFound."""
     visible = Collection.objects.visible_to(user_id)
@@ -147,7 +161,10 @@ def scope_of(user_id: int, collection_ids: Sequence[int]) -> Scope:
         for id in collection_ids:
             if id not in found:
                 raise CollectionNotFound(id)
-    scope = Scope(user_id, list(dict.fromkeys(collection_ids)))
+    return _measured(Scope(user_id, list(dict.fromkeys(collection_ids))))
+
+
+def _measured(scope: Scope) -> Scope:
     with connection.cursor() as cursor:
         cursor.execute(
             f"SELECT space_id, language, sum(chunks), sum(words) FROM knowledge_collection collection "

@@ -79,7 +79,7 @@ def _lease() -> datetime:
 
 async def _fill(id: int, on_progress: Progress) -> bool:
     """One pass over the chunks without a vector in the next space; False when there is no next space any more."""
-    last, done = 0, await in_thread(_done)(id)
+    last, done = 0, await in_thread(embedded)(id)
     while True:
         found = await in_thread(_lacking)(id, last)
         if found is None:
@@ -94,7 +94,7 @@ async def _fill(id: int, on_progress: Progress) -> bool:
         on_progress(done, collection.chunks)
 
 
-def _done(id: int) -> int:
+def embedded(id: int) -> int:
     """How many chunks have a vector in the next space."""
     return Embedding.objects.filter(collection=id, space=F("collection__next_space")).count()
 

@@ -32,6 +32,7 @@ class Result:
 
     method: str
     score: float
+    chunk_id: int
     number: int
     collection_id: int
     document_id: int
@@ -66,7 +67,7 @@ async def find(principal: Principal, query: Query, request_id: str) -> tuple[lis
     if query.method == SearchMethod.LEXICAL:
         asked = await _unasked(principal, request_id)
     else:
-        asked = await _ask(principal, query, scope, request_id)
+        asked = await ask(principal, query, scope, request_id)
     return await in_thread(run)(query, scope, asked), accounting.total(asked.usages)
 
 
@@ -77,7 +78,7 @@ async def _unasked(principal: Principal, request_id: str) -> Asked:
         return Asked(usages=[call.usage()])
 
 
-async def _ask(principal: Principal, query: Query, scope: Scope, request_id: str) -> Asked:
+async def ask(principal: Principal, query: Query, scope: Scope, request_id: str) -> Asked:
     """Have each space's model embed the query, on the caller's account.
 
     Where all that can be read is searched, a model that the caller may not use, or that is away, takes its collections
@@ -126,15 +127,15 @@ def run(query: Query, scope: Scope, asked: Asked) -> list[Result]:
             WITH {ranked}, page AS (
               SELECT * FROM ranked ORDER BY score DESC, chunk_id LIMIT %(limit)s OFFSET %(offset)s
             )
-            SELECT page.score, chunk.number, chunk.collection_id, chunk.document_id, chunk.content, chunk.metadata,
-              chunk.created
+            SELECT page.score, chunk.id, chunk.number, chunk.collection_id, chunk.document_id, chunk.content,
+              chunk.metadata, chunk.created
             FROM page JOIN knowledge_chunk chunk ON chunk.id = page.chunk_id ORDER BY page.score DESC, page.chunk_id
             """,
             search.parameters,
         )
         return [
-            Result(query.method, score, number, collection, document, content, _object(metadata), created)
-            for score, number, collection, document, content, metadata, created in cursor.fetchall()
+            Result(query.method, score, id, number, collection, document, content, _object(metadata), created)
+            for score, id, number, collection, document, content, metadata, created in cursor.fetchall()
         ]
 
 

@@ -1,6 +1,7 @@
 """Background work of documents."""
 
 import logging
+from typing import Any
 
 import redis
 from celery import shared_task
@@ -15,6 +16,14 @@ from opengate.errors import APIError
 logger = logging.getLogger(__name__)
 
 QUEUED = 100  # as many as are worth asking Redis for
+
+
+def send(task: Any, id: int) -> None:
+    """Queue work; where that fails, the worker finds it by itself a little later."""
+    try:
+        task.delay(id)
+    except task.OperationalError:
+        logger.warning("%s %s waits until Redis is back.", task.name, id)
 
 
 @shared_task

@@ -260,7 +260,7 @@ class UsageRecordAdmin(ReadOnlyAdmin):
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         search = request.search = RequestFilter(request.GET)  # type: ignore[attr-defined]
-        context = (extra_context or {}) | {"search": search, "most": RequestPaginator.MOST}
+        context = (extra_context or {}) | {"title": "Requests", "search": search, "most": RequestPaginator.MOST}
         try:
             with transaction.atomic(), connection.cursor() as cursor:
                 cursor.execute(f"SET LOCAL statement_timeout = '{LIST_SECONDS}s'")
@@ -283,7 +283,7 @@ class UsageRecordAdmin(ReadOnlyAdmin):
         return rows_as_csv(f"requests-{timezone.now():%Y-%m-%d-%H%M}.csv", COLUMNS, rows_of(records))
 
     def render_change_form(self, request: HttpRequest, context: Any, *args: Any, **how: Any) -> HttpResponse:
-        context["story"] = Story(context["original"])
+        context |= {"story": Story(context["original"]), "title": "Request", "subtitle": None}
         return super().render_change_form(request, context, *args, **how)
 
 

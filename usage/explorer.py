@@ -85,14 +85,14 @@ class RequestFilter(forms.Form):
     q = forms.CharField(required=False, max_length=255, label="Request id")
 
     def __init__(self, given: Mapping[str, Any]) -> None:
-        super().__init__({name: given[name] for name in self.base_fields if name in given})
+        asked = {name: given[name] for name in self.base_fields if name in given}
+        super().__init__({"period": USUAL_PERIOD} | asked)
         providers = Provider.objects.order_by("router__name", "model_name", "id")
         self._offer(
             "router", [(str(id), name) for id, name in Router.objects.order_by("name").values_list("id", "name")]
         )
         named = providers.values_list("id", "router__name", "model_name")
         self._offer("provider", [(str(id), f"{model} ({router})") for id, router, model in named])
-        self.fields["period"].initial = USUAL_PERIOD
         for name in ("since", "until"):
             self.fields[name].widget = forms.DateTimeInput(attrs={"type": "datetime-local"})
         self.fields["status"].widget.attrs |= {"list": "statuses", "size": 6, "placeholder": "Any"}
@@ -217,12 +217,12 @@ STRATEGY_WORDS: Mapping[str, str] = {
     "cheapest": "the cheapest first",
     "lowest_carbon": "the one with the least carbon first",
 }
-WHY_WORDS: Mapping[str, tuple[str, str]] = {  # badge, reason
-    "chosen": ("good", "Chosen: the first in order that had room."),
-    "not_needed": ("", "Not needed: one before it had room."),
-    "tried": ("bad", "Tried before, and failed."),
-    "open": ("bad", "Circuit open: it was away too often lately."),
-    "full": ("fair", "Full."),
+WHY_WORDS: Mapping[str, tuple[str, str, str]] = {  # badge, its word, the reason
+    "chosen": ("good", "Chosen", "The first in order that had room."),
+    "not_needed": ("", "Not needed", "One before it had room."),
+    "tried": ("bad", "Tried", "It failed before in this call."),
+    "open": ("bad", "Circuit open", "It was away too often lately."),
+    "full": ("fair", "Full", "It had all the calls that it takes at a time."),
 }
 CAME_WORDS: Mapping[str, tuple[str, str]] = {
     "answered": ("good", "Answered"),
@@ -280,7 +280,8 @@ class Story:
             state = found.get(type)
             row: dict[str, Any] = {"type": type, "words": words}
             if state is not None:
-                row |= state | {"left": max(state["limit"] - state["used"], 0)}
+                limit = state["limit"]
+                row |= state | {"left": max(limit - state["used"], 0), "low": limit // 2, "high": limit * 9 // 10}
             shown.append(row)
         return shown
 
@@ -293,10 +294,10 @@ class Story:
     def providers(self) -> list[dict[str, Any]]:
         shown = []
         for provider in self.flight.get("providers", ()):
-            badge, words = WHY_WORDS.get(provider["why"], ("", provider["why"]))
+            badge, word, reason = WHY_WORDS.get(provider["why"], ("", provider["why"], ""))
             if "takes" in provider:
-                words = f"Full: it takes {provider['takes']} at a time."
-            shown.append({"id": provider["id"], "model": provider["model"], "badge": badge, "words": words})
+                reason = f"It takes {provider['takes']} at a time."
+            shown.append({**provider, "badge": badge, "word": word, "reason": reason})
         return shown
 
     @property

@@ -214,7 +214,7 @@ def state_badge(expires: datetime | None, open_word: str = "open") -> SafeString
     if expires <= now:
         return format_html('<span class="badge bad">{}</span>', "expired")
     is_soon = expires <= now + timedelta(days=30)
-    return format_html('<span class="badge {}">until {:%Y-%m-%d}</span>', "fair" if is_soon else "good", expires)
+    return format_html('<span class="badge {}">until {}</span>', "fair" if is_soon else "good", f"{expires:%Y-%m-%d}")
 
 
 def usage_charts(rows: QuerySet[DailyUsage]) -> list[Chart]:

@@ -14,7 +14,7 @@ from django.utils import timezone
 from accounts.errors import LastAdministrator
 from accounts.models import Key, Organization, Role, User
 from accounts.tasks import clear_sessions
-from opengate import environment
+from opengate import environment, once
 from opengate.checks import passwords_go_by_https
 from routing.models import Router
 from tests.conftest import PASSWORD, person
@@ -49,11 +49,8 @@ def budget(user: User, amount: int) -> None:
     Account.objects.create(user=user, granted=amount)
 
 
-def key_form(console: Client, user: User, **fields: str) -> dict[str, str]:
-    page = console.get(f"{USERS}{user.pk}/change/").content.decode()
-    found = re.search(r'name="ticket" value="([^"]+)"', page)
-    assert found
-    return {"name": "notebook", "expires": "", "ticket": found[1], **fields}
+def key_form(**fields: str) -> dict[str, str]:
+    return {"name": "notebook", "expires": "", "ticket": once.new_ticket(), **fields}
 
 
 def test_a_user_page_says_what_an_operator_asks_first(console, ada, key_of):
@@ -85,7 +82,10 @@ def test_a_user_page_takes_the_same_queries_however_much_there_is(console, ada, 
 
 
 def test_a_key_is_shown_in_the_answer_that_makes_it_and_nowhere_else(console, ada):
-    form = key_form(console, ada)
+    page = console.get(f"{USERS}{ada.pk}/change/").content.decode()
+    found = re.search(r'name="ticket" value="([^"]+)"', page)
+    assert found
+    form = key_form(ticket=found[1])
     answer = console.post(f"{USERS}{ada.pk}/keys/", form)
     (text,) = set(KEY.findall(answer.content.decode()))
     assert (answer.status_code, Key.objects.get().name) == (200, "notebook")
@@ -104,15 +104,15 @@ def test_a_key_is_refused_with_a_reason_and_the_form_stays_filled_in(console, ad
         ({"name": ""}, "This field is required."),
         ({"ticket": "forged"}, "too old"),
     ):
-        page = console.post(f"{USERS}{ada.pk}/keys/", key_form(console, ada, **fields)).content.decode()
+        page = console.post(f"{USERS}{ada.pk}/keys/", key_form(**fields)).content.decode()
         assert reason in page
     assert "notebook" in page
     assert not ada.keys.exists()
-    assert console.post(f"{USERS}999999/keys/", key_form(console, ada)).status_code == 404
+    assert console.post(f"{USERS}999999/keys/", key_form()).status_code == 404
 
 
 def test_the_page_of_keys_shows_a_new_one_once_too(console, ada):
-    form = key_form(console, ada) | {"user": str(ada.pk)}
+    form = key_form() | {"user": str(ada.pk)}
     answer = console.post("/admin/accounts/key/add/", form)
     (text,) = set(KEY.findall(answer.content.decode()))
     assert text not in console.get("/admin/accounts/key/").content.decode()
@@ -222,6 +222,7 @@ def test_users_are_found_by_what_an_operator_has(console, ada, ben, eve, key_of)
     key_of(ada)
     budget(ben, 0)
     User.objects.filter(pk=eve.pk).update(expires=timezone.now())
+    User.objects.filter(pk=ben.pk).update(expires=timezone.now() + timedelta(days=7))
 
     def found(query: str) -> set[str]:
         page = console.get(USERS + query).content.decode()
@@ -230,6 +231,7 @@ def test_users_are_found_by_what_an_operator_has(console, ada, ben, eve, key_of)
     assert found("?q=" + ada.keys.get().token) == {"ada"}
     assert found("?q=BEN") == {"ben"}
     assert found("?state=expired") == {"eve"}
+    assert found("?state=soon") == {"ben"}
     assert found("?state=open") == {"ada", "ben"}
     assert found("?budget=out") == {"ben"}
     assert found("?budget=unlimited") == {"ada", "eve"}

@@ -87,10 +87,11 @@ class RoleList(ChangeList):
 
 def open_routers(roles: Iterable[Role]) -> Mapping[int, list[str]]:
     """Names of the routers that these roles may use, by the role's id."""
+    names = dict(Router.objects.values_list("id", "name"))
     found: dict[int, list[str]] = {}
-    for pair in Limit.objects.filter(role__in=[role.pk for role in roles]).open_pairs():
-        found.setdefault(pair["role"], []).append(pair["router__name"])
-    return found
+    for role, router in Limit.objects.filter(role__in=[role.pk for role in roles]).open_pairs():
+        found.setdefault(role, []).append(names.get(router, "a router that is gone"))
+    return {role: sorted(opened) for role, opened in found.items()}
 
 
 @admin.register(Role)

@@ -11,6 +11,7 @@ from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import PermissionDenied
 from django.db import connection, transaction
 from django.db.models import Prefetch, QuerySet
+from django.forms.utils import flatatt
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
 from django.shortcuts import render
 from django.urls import path, reverse
@@ -31,6 +32,19 @@ from usage.matrix import Heading, MatrixField
 from usage.models import Limit
 
 LONGEST_WAIT_SECONDS = 10  # of a person at a page, for an upstream
+
+
+class LongSelect(forms.Select):
+    """Hundreds of choices, written at once: Django renders a template for each."""
+
+    def render(self, name: str, value: Any, attrs: Any = None, renderer: Any = None) -> SafeString:
+        given = self.build_attrs(self.attrs, attrs)
+        chosen = {str(one) for one in self.format_value(value)}
+        rows = (
+            (key, format_html(" selected{}", "") if str(key) in chosen else "", label) for key, label in self.choices
+        )
+        options = format_html_join("", '<option value="{}"{}>{}</option>', rows)
+        return format_html('<select name="{}"{}>{}</select>', name, flatatt(given), options)
 
 
 class ProviderForm(MergingForm):
@@ -61,6 +75,7 @@ class ProviderForm(MergingForm):
             "qos_metric",
             "qos_limit",
         )
+        widgets = {"model_hosting_zone": LongSelect}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -204,10 +219,11 @@ def tell_health(providers: Iterable[Any], *, with_figures: bool = False) -> None
 
 def open_roles(routers: Iterable[Router]) -> Mapping[int, list[str]]:
     """Names of the roles that may use these routers, by the router's id."""
+    names = dict(Role.objects.values_list("id", "name"))
     found: dict[int, list[str]] = {}
-    for pair in Limit.objects.filter(router__in=[router.pk for router in routers]).open_pairs():
-        found.setdefault(pair["router"], []).append(pair["role__name"])
-    return found
+    for role, router in Limit.objects.filter(router__in=[router.pk for router in routers]).open_pairs():
+        found.setdefault(router, []).append(names.get(role, "a role that is gone"))
+    return {router: sorted(opened) for router, opened in found.items()}
 
 
 def health_of(provider: Any) -> Health | None:

@@ -72,14 +72,11 @@ class LimitQuerySet(models.QuerySet["Limit"]):
     def _new(self, role_id: int, router_id: int, type: str, value: int | None) -> "Limit":
         return self.get_or_create(role_id=role_id, router_id=router_id, type=type, defaults={"value": value})[0]
 
-    def open_pairs(self) -> Iterable[Mapping[str, Any]]:
-        """`role`, `router` and their names, of those pairs that have all four limits and none of them 0."""
-        return (
-            self.order_by("router__name", "role__name")
-            .values("role", "router", "role__name", "router__name")
-            .annotate(given=Count("id"), closed=Count("id", filter=Q(value=0)))
-            .filter(given=len(LimitType.values), closed=0)
-        )
+    def open_pairs(self) -> list[tuple[int, int]]:
+        """Ids of role and router of those pairs that have all four limits and none of them 0."""
+        pairs = self.order_by().values("role_id", "router_id")
+        counted = pairs.annotate(given=Count("id"), closed=Count("id", filter=Q(value=0)))
+        return list(counted.filter(given=len(LimitType.values), closed=0).values_list("role_id", "router_id"))
 
     def open_router(self, role: Role, router: Router, value: int | None = None) -> None:
         """Give the role all four limits of the router with one value, null for unlimited; those it has stay."""

@@ -9,7 +9,7 @@ import pytest
 from opengate import redis as opengate_redis
 from routing import circuit, figures, load, places
 from routing.errors import ModelTooBusy, ProvidersAway
-from routing.places import Lease, Option, Waiting, inflight_key
+from routing.places import Choice, Lease, Option, Waiting, inflight_key
 from routing.snapshot import Provider
 from tests.loops import in_loop
 from tests.routing.providers import provider
@@ -297,3 +297,19 @@ def test_samples_are_read_as_they_were_recorded(redis_client):
 
     assert in_loop(story()) == figures.Figures(120, 3000, 120, 3000, 12.5)
     assert 0 < redis_client.ttl(figures.key(A.id)) <= 120
+
+
+def test_a_call_that_got_no_place_knows_how_the_providers_stood(redis_client):
+    choice = Choice()
+    redis_client.hset(circuit.key(B.id), mapping={"failures": 5, "until": time.time() + 30, "pause": 5})
+
+    async def options() -> Sequence[Option]:
+        return Option(A, 1), Option(B), Option(provider(3))
+
+    async def story() -> None:
+        await take("holder", Option(A, 1))
+        with pytest.raises(ModelTooBusy):
+            await places.take(ROUTER, options, Waiting("busy", frozenset({3}), 0, choice), 0.1)
+
+    in_loop(story())
+    assert [verdict for _, verdict in choice.verdicts()] == ["full", "open", "tried"]

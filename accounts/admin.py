@@ -290,6 +290,7 @@ class UserAdmin(ConsoleAdmin, DjangoUserAdmin):
     list_select_related = ("role", "organization", "account")
     show_facets = admin.ShowFacets.NEVER
     show_full_result_count = False
+    list_per_page = 50
     search_fields = ("email", "name")
     search_help_text = "A part of the e-mail, the name, or a key as it is shown: sk-3sQ0v...x1Y2z3A4."
     ordering = ("email",)

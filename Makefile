@@ -5,12 +5,13 @@ PYTHON := $(VENV)/bin/python
 PIP := $(PYTHON) -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --no-deps --require-hashes --progress-bar off
 LOCK := $(PYTHON) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
+BABEL := $(PYTHON) -m babel.messages.frontend --quiet
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 VENDORED := opengate/static/opengate/vendor
 MODELS_SORRY := The local models could not be installed here; everything else works without them.
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint types imports check fuzz drill drill-ingestion bench bench-ledger bench-search lock vendor clean
+.PHONY: help quickstart test lint types imports check fuzz drill drill-ingestion bench bench-ledger bench-search lock vendor messages clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -71,6 +72,12 @@ vendor: ## fetch anew the scripts of package.json that pages and browser tests l
 	cp var/vendor/node_modules/axe-core/LICENSE tests/browser/axe.LICENSE
 	sed -i '/^\/\/# sourceMappingURL=/d' $(VENDORED)/*.js
 	rm -rf var/vendor
+
+messages: $(VENV)/installed-dev ## French of the playground: texts of the pages into the .po, and that into the .mo
+	mkdir -p var
+	$(BABEL) extract -F opengate/locale/babel.cfg -k _ -k gettext_lazy --no-location --omit-header -o var/playground.pot .
+	$(BABEL) update -i var/playground.pot -d opengate/locale -D django -l fr --no-fuzzy-matching --ignore-obsolete --ignore-pot-creation-date --no-wrap
+	$(BABEL) compile -d opengate/locale -D django
 
 clean: ## remove .venv and caches; the data in var/ stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis .import_linter_cache

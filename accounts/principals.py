@@ -95,13 +95,13 @@ async def find(text: str, *, expired_account: bool = False) -> Principal:
     return _checked(principal, expired_account)
 
 
-async def of_user(id: int, name: str = GATEWAY) -> Principal:
-    """A user for whom the gateway itself calls a model, under this name in place of a key's.
+async def of_user(id: int, key_name: str = GATEWAY) -> Principal:
+    """A user for whom the gateway itself calls a model, or who calls it without a key: `key_name` stands for one.
 
     Raises InvalidKey when the account is closed or gone.
     """
     await epoch.refresh()
-    return replace(_checked(await _users.get(id)), key_name=name)
+    return replace(_checked(await _users.get(id)), key_name=key_name)
 
 
 async def again(principal: Principal) -> Principal:

@@ -77,9 +77,12 @@ class CallConsumer(AsyncHttpConsumer):
         )
         await self.send_body(body)
 
-    async def _caller(self) -> Principal:
+    def _require_method(self) -> None:
         if self.scope["method"] != self.method:
             raise APIError("Method Not Allowed", status=405, headers={"Allow": self.method})
+
+    async def _caller(self) -> Principal:
+        self._require_method()
         values = [value for name, value in self.scope["headers"] if name == b"authorization"]
         # Two of them could mean one to a proxy and the other to us.
         return await authentication.authenticate(values[0].decode("latin-1") if len(values) == 1 else None)

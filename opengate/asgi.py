@@ -14,11 +14,12 @@ from inference.consumers import ChatCompletions  # noqa: E402
 from opengate import bodies  # noqa: E402
 from opengate.bodies import Receive, Send  # noqa: E402
 from opengate.errors import DatabaseAway  # noqa: E402
+from opengate.playground.consumers import PlaygroundChat  # noqa: E402
 from routing import snapshot  # noqa: E402
 from usage import limits  # noqa: E402
 
 # Paths answered without Django's middleware; the test of all routes walks this table too.
-CONSUMERS = {"/v1/chat/completions": ChatCompletions}
+CONSUMERS = {"/v1/chat/completions": ChatCompletions, "/playground/chat": PlaygroundChat}
 _hot = {path: consumer.as_asgi() for path, consumer in CONSUMERS.items()}
 
 

@@ -196,7 +196,8 @@ class Quickstart:
     def _summary(self, made: Mapping[str, Any], kept: Mapping[str, Any], seconds: float) -> str:
         url, var = self.options.url, self.options.var
         lines = ["", f"OpenGate is ready after {seconds:.0f} s.", ""]
-        lines += [f"  API        {url}/v1", f"  Console    {url}/admin/", f"  E-mail     {kept['admin_email']}"]
+        lines += [f"  API        {url}/v1", f"  Console    {url}/admin/", f"  Playground {url}/playground"]
+        lines += [f"  E-mail     {kept['admin_email']}"]
         if made["created"]:
             lines += [f"  Password   {made['admin_password']}", f"  API key    {made['api_key']}"]
             lines += ["", "  A first question:", "", f"  {example(url, made['api_key'], made['chat_model'])}"]

@@ -224,7 +224,12 @@ CONTENT_SECURITY_POLICY = {
 LOGIN_URL = "admin:login"
 LOGIN_REDIRECT_URL = "admin:index"
 
+# Only the playground asks what its reader speaks; the API and the console are English.
 LANGUAGE_CODE = "en"
+LANGUAGES = [("en", "English"), ("fr", "Français")]
+LOCALE_PATHS = [BASE_DIR / "opengate" / "locale"]  # its words win over those of the packages
+LANGUAGE_COOKIE_NAME = "playground_language"
+LANGUAGE_COOKIE_PATH = "/playground"
 TIME_ZONE = "UTC"
 USE_TZ = True
 

@@ -18,6 +18,7 @@ documented = csp_update({"style-src": [SELF, UNSAFE_INLINE], "worker-src": ["blo
 
 urlpatterns = [
     path("admin/", admin.site.urls),
+    path("playground", include("opengate.playground.urls")),
     path("v1/", include("accounts.urls")),
     path("v1/", include("routing.urls")),
     path("v1/", include("usage.urls")),

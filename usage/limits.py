@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import redis
 from django.conf import settings
 
 from accounts.principals import Principal
@@ -183,6 +184,25 @@ async def admit(
             headers={"Retry-After": str(max(-(-refused.wait_ms // 1000), 1)), **_headers(found)},
         )
     return Admission(call_id, principal.user_id, router.id, prompt_tokens, found)
+
+
+def remaining(user_id: int, held: Sequence[tuple[int, str, int]]) -> dict[tuple[int, str], int]:
+    """What a user has left of limits now, by router and type; `held` has a router, a type and the limit's value each.
+
+    For pages; nothing with Redis away.
+    """
+    if not held:
+        return {}
+    keys = [_counter(type, user_id, router_id, value) for router_id, type, value in held]
+    arguments = [number for _, type, value in held for number in (value, WINDOW_SECONDS[type] * 1000)]
+    with opengate_redis.sync_client() as client:
+        try:
+            counts = client.execute_command(*_strategy().count.command(keys, arguments))
+        except (redis.RedisError, OSError):
+            return {}
+    return {
+        (router_id, type): max(value - count, 0) for (router_id, type, value), count in zip(held, counts, strict=True)
+    }
 
 
 def _strategy() -> windows.Strategy:

@@ -160,6 +160,15 @@ end
 return answer
 """
 
+# KEYS: counters. ARGV: limit and window (ms) of each. Answers what each has counted, and takes nothing.
+_COUNT = """
+local now, answer = clock(), {}
+for i = 1, #KEYS do
+  answer[i] = look(KEYS[i], tonumber(ARGV[2 * i - 1]), 0, tonumber(ARGV[2 * i]), now)
+end
+return answer
+"""
+
 # KEYS: a counter. ARGV: what to add, what the call took, the window (ms), the ms at which it was to be empty, the id.
 _CORRECT = "add(KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5])"
 
@@ -168,11 +177,12 @@ FUNCTIONS: Mapping[str, str] = {"fixed_window": _FIXED, "moving_window": _MOVING
 
 
 class Strategy:
-    """The two scripts of a strategy: `admit` takes from all counters or from none, `correct` changes one."""
+    """The scripts of a strategy: `admit` takes from all counters or from none, `correct` changes one, `count` looks."""
 
     def __init__(self, name: str, clock: str = _CLOCK) -> None:
         self.admit = Script(clock + FUNCTIONS[name] + epoch.CURRENT_LUA + _ADMIT)
         self.correct = Script(clock + FUNCTIONS[name] + _CORRECT)
+        self.count = Script(clock + FUNCTIONS[name] + _COUNT)
 
 
 STRATEGIES: Mapping[str, Strategy] = {name: Strategy(name) for name in FUNCTIONS}

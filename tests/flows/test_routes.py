@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import AnonymousUser
-from django.http import HttpResponse
+from django.http import HttpResponse, HttpResponseRedirect
 from django.test import RequestFactory
 from django.urls import URLPattern, URLResolver, get_resolver
 from rest_framework.permissions import AllowAny
@@ -22,6 +22,7 @@ from accounts.principals import Principal
 from inference.consumers import CallConsumer
 from opengate.api import calls, monitoring
 from opengate.asgi import CONSUMERS
+from opengate.playground.consumers import PlaygroundChat
 from opengate.rows import RowView
 from tests.conftest import CHAT, PASSWORD
 
@@ -32,6 +33,7 @@ PUBLIC = {
     "/docs",
     "/redoc",
     "/admin/login/",
+    "/playground/login",
     "/v1/auth/login",
     "/",  # a 404
     "/v1/",  # a 404
@@ -58,17 +60,19 @@ def operations() -> Iterator[tuple[str, Any]]:
                 yield f"{prefix}{pattern.pattern}", operation
 
 
-def sends_to_the_login(view: Any) -> bool:
-    request = RequestFactory().get("/admin/")
+def sends_to_the_login(view: Any, login: str) -> bool:
+    request = RequestFactory().get("/x")
     request.user = AnonymousUser()
     response = view(request)
-    return response.status_code == 302 and response.url.startswith("/admin/login/")
+    return response.status_code == 302 and response.url.startswith(login)
 
 
 def is_closed(path: str, view: Any) -> bool:
-    """Whether the view asks who is calling: a page of the console, an operation with a key, or a view with rights."""
+    """Whether the view asks who is calling: a page, an operation with a key, or a view with rights."""
     if path.startswith("/admin/") and path not in PUBLIC:
-        return sends_to_the_login(view)
+        return sends_to_the_login(view, "/admin/login/")
+    if path.startswith("/playground"):
+        return sends_to_the_login(view, "/playground/login")
     found = [operation for route, operation in operations() if route == path]
     if found:
         return all(any(isinstance(auth, HTTPBearer) for auth in operation.auth_callbacks) for operation in found)
@@ -79,7 +83,7 @@ def is_closed(path: str, view: Any) -> bool:
 def v1() -> list[tuple[str, str]]:
     """Method and path of every call under /v1, with `model` for each parameter."""
     found = [(method, path) for path, operation in operations() for method in operation.methods]
-    found += [(consumer.method, path) for path, consumer in CONSUMERS.items()]
+    found += [(consumer.method, path) for path, consumer in CONSUMERS.items() if path.startswith("/v1/")]
     return [(method, re.sub(r"<[^>]+>", "model", path)) for method, path in found]
 
 
@@ -111,11 +115,20 @@ def test_every_route_names_who_may_come_in():
     assert {path for path, view in routes() if not is_closed(path, view)} == PUBLIC
 
 
-def test_every_consumer_asks_for_a_key():
-    for consumer in CONSUMERS.values():
+def test_every_consumer_asks_for_a_key_or_a_session():
+    for path, consumer in CONSUMERS.items():
         assert issubclass(consumer, CallConsumer)
         assert consumer.is_authenticated
         assert consumer.__call__ is CallConsumer.__call__
+        asks = PlaygroundChat if path == "/playground/chat" else CallConsumer
+        assert consumer._caller is asks._caller
+
+
+def test_the_playgrounds_chat_opens_to_nobody_without_a_session(gateway, router, ada, key_of, upstream):
+    for key in (None, key_of(ada)):
+        with gateway.client(key) as client:
+            assert client.post("/playground/chat", json=CHAT).status_code == 401
+    assert upstream.received == []
 
 
 def test_an_open_view_would_be_noticed():
@@ -129,6 +142,8 @@ def test_an_open_view_would_be_noticed():
     assert not is_closed("/x", Open.as_view())
     assert not is_closed("/x", Bare.as_view())
     assert not is_closed("/admin/x", lambda request: HttpResponse())
+    assert not is_closed("/playground/x", lambda request: HttpResponse())
+    assert not is_closed("/playground/x", lambda request: HttpResponseRedirect("/admin/login/"))
     assert is_closed("/x", APIView.as_view())
 
 

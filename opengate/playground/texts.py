@@ -1,0 +1,51 @@
+"""What the scripts of the playground say."""
+
+from django.utils.translation import gettext as _
+
+
+def chat_texts() -> dict[str, str]:
+    """Sentences by name; `{…}` is filled in by the script."""
+    return {
+        "you": _("You"),
+        "model": _("Model"),
+        "copy": _("Copy"),
+        "copied": _("Copied"),
+        "copy_answer": _("Copy answer"),
+        "copy_code": _("Copy code"),
+        "regenerate": _("Regenerate"),
+        "writing": _("The model is writing."),
+        "finished": _("The answer is complete."),
+        "stopped": _("Stopped."),
+        "searching": _("Waiting for the model …"),
+        "thinking": _("Thoughts of the model"),
+        "empty_answer": _("The model answered with an empty text."),
+        "cut_off": _("The answer is cut off: it reached the most tokens that were allowed."),
+        "tokens": _("{prompt} + {completion} tokens"),
+        "cost": _("cost {cost}"),
+        "carbon": _("{grams} g CO₂e"),
+        "latency": _("{time} in all"),
+        "ttft": _("first word after {time}"),
+        "seconds": _("{number} s"),
+        "milliseconds": _("{number} ms"),
+        "sources": _("Sources"),
+        "page": _("page {page}"),
+        "score": _("score {score}"),
+        "deleted_document": _("A document that was deleted"),
+        "rate_limit": _("You have reached a limit of this model."),
+        "try_again_in": _("Try again in {seconds} s."),
+        "no_budget": _("Your budget does not suffice for this call."),
+        "no_carbon_budget": _("Your carbon budget does not suffice for this call."),
+        "see_limits": _("See your limits and budget"),
+        "closed": _("You may not use this model."),
+        "no_model": _("This model is not there any more. Choose another one."),
+        "signed_out": _("You are signed out."),
+        "sign_in": _("Sign in again"),
+        "reload": _("This page is too old. Load it again and send your message once more."),
+        "too_long": _("The conversation is too long."),
+        "invalid": _("The gateway does not accept these settings."),
+        "busy": _("The model is not available at the moment."),
+        "broken_off": _("The answer broke off."),
+        "no_network": _("The gateway cannot be reached. Is your network up?"),
+        "unexpected": _("Something went wrong."),
+        "new_conversation": _("Begin a new conversation? The present one will be lost."),
+    }

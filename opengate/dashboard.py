@@ -113,8 +113,9 @@ def _usage(period: Period, organization_id: int | None, now: datetime) -> dict[s
     progress = RollupProgress.objects.first()
     as_of = progress.as_of if progress else None
     first = period.first(now)
-    sums, before = trends.beside(period.grain, first, period.length, organization_id)
     points = trends.over_time(period.charted, first, period.step, organization_id)
+    sums = sum(points.values(), Sums())
+    before = trends.total(period.grain, first - period.length, first, organization_id)
     share = min(max((as_of or now) - first, HOUR), period.length) / period.length
     return {
         "as_of": as_of,

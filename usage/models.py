@@ -536,6 +536,9 @@ class RollupProgress(models.Model):
     marked = models.DateTimeField(null=True)
     last_day = models.DateField(null=True, help_text="Up to where days from before the first run are summed up.")
     is_backfilled = models.BooleanField(default=False)
+    short_users = ArrayField(
+        models.BigIntegerField(), default=list, help_text="Whose budgets end soon, as the last run found."
+    )
     as_of = models.DateTimeField(null=True, help_text="When the last run that came to its end began.")
 
     def __str__(self) -> str:

@@ -45,7 +45,7 @@ def _each(template: str, names: Sequence[str]) -> str:
 
 
 def sum_of_histograms(name: str) -> str:
-    """Adds up arrays place by place, which is many times quicker than to unnest them."""
+    """Adds up arrays place by place: to unnest them would make a row of each place."""
     return f"ARRAY[{', '.join(f'sum({name}[{place}])' for place in range(1, PLACES + 1))}]"
 
 
@@ -144,7 +144,7 @@ def roll_up(now: datetime | None = None) -> bool:
         progress.as_of = now if progress.as_of is None else max(progress.as_of, now)
         if (progress.mark_id, progress.mark_xid) == (before.mark_id, before.mark_xid):
             _settle(progress, oldest_xid, next_xid, last_id, now)
-        progress.save()
+        progress.save(update_fields=["settled_id", "mark_id", "mark_xid", "marked", "as_of"])
         Rollup.objects.filter(grain=Grain.HOUR, start__lt=_start(_day(now), -HOURS_KEPT_DAYS)).delete()
     return True
 
@@ -210,7 +210,7 @@ def _is_backfilled(now: datetime) -> bool:
             if not progress.is_backfilled and progress.last_day is not None:
                 day = _start(progress.last_day)
                 _compute(progress.last_day, [day + timedelta(hours=hour) for hour in range(24)], now)
-            progress.save()
+            progress.save(update_fields=["last_day", "is_backfilled"])
     return RollupProgress.objects.filter(is_backfilled=True).exists()
 
 

@@ -3,7 +3,7 @@
 from celery import shared_task
 from django.utils import timezone
 
-from usage import budgets, retention, rollups, spool
+from usage import budgets, retention, rollups, shortage, spool
 
 
 @shared_task
@@ -39,5 +39,6 @@ def delete_old_usage() -> None:
 
 @shared_task
 def roll_up_usage() -> None:
-    """Sum up hours and days for the console."""
+    """Sum up hours and days for the console, and look whose budgets end soon."""
     rollups.roll_up()
+    shortage.find(timezone.now())

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -12,21 +12,19 @@ from usage.models import Grain, Rollup
 from usage.rollups import percentile, sum_of_histograms
 
 ROUTERS_SHOWN = 100
+NEVER = datetime.max.replace(tzinfo=UTC)
 
 _SUMS = ("requests", "errors", "prompt_tokens", "completion_tokens", "cost", "gco2eq", "kwh")
 _SUMMED = ", ".join(f"coalesce(sum({name}), 0) AS {name}" for name in _SUMS)
 _WHERE = """
-    WHERE grain = %(grain)s AND start >= %(first)s
+    WHERE grain = %(grain)s AND start >= %(first)s AND start < %(end)s
       AND (%(organization)s::bigint IS NULL OR rollup.organization_id = %(organization)s)
 """
 _OVER_TIME = f"""
     SELECT date_bin(%(step)s, start, %(first)s) AS moment, {_SUMMED}
     FROM {Rollup._meta.db_table} AS rollup {_WHERE} GROUP BY 1 ORDER BY 1
 """  # noqa: S608  our own query
-_TOTALS = f"""
-    SELECT start >= %(since)s AS is_now, {_SUMMED}
-    FROM {Rollup._meta.db_table} AS rollup {_WHERE} GROUP BY 1
-"""  # noqa: S608
+_TOTAL = f"SELECT {_SUMMED} FROM {Rollup._meta.db_table} AS rollup {_WHERE}"  # noqa: S608
 _ROUTERS = f"""
     SELECT summed.*, router.name AS name FROM (
         SELECT router_id, max(router_name) AS last_name, {_SUMMED},
@@ -46,6 +44,9 @@ class Sums:
     cost: Decimal = Decimal(0)
     gco2eq: Decimal = Decimal(0)
     kwh: float = 0.0
+
+    def __add__(self, other: "Sums") -> "Sums":
+        return Sums(*(getattr(self, name) + getattr(other, name) for name in _SUMS))
 
     @property
     def tokens(self) -> int:
@@ -72,20 +73,19 @@ def over_time(
     grain: Grain, first: datetime, step: timedelta, organization_id: int | None = None
 ) -> Mapping[datetime, Sums]:
     """The sums of each step since then that has any; UTC."""
-    arguments = {"grain": grain.value, "first": first, "step": step, "organization": organization_id}
+    arguments = {"grain": grain.value, "first": first, "end": NEVER, "step": step, "organization": organization_id}
     return {row.pop("moment"): _sums(row) for row in _rows(_OVER_TIME, arguments)}
 
 
-def beside(grain: Grain, first: datetime, length: timedelta, organization_id: int | None = None) -> tuple[Sums, Sums]:
-    """The sums since then, and those of the time of that length before."""
-    arguments = {"grain": grain.value, "first": first - length, "since": first, "organization": organization_id}
-    found = {row.pop("is_now"): _sums(row) for row in _rows(_TOTALS, arguments)}
-    return found.get(True, Sums()), found.get(False, Sums())
+def total(grain: Grain, first: datetime, end: datetime, organization_id: int | None = None) -> Sums:
+    """The sums from `first` to before `end`."""
+    arguments = {"grain": grain.value, "first": first, "end": end, "organization": organization_id}
+    return _sums(_rows(_TOTAL, arguments)[0])
 
 
 def of_routers(grain: Grain, first: datetime, organization_id: int | None = None) -> list[RouterFigures]:
     """Those with the most requests first, ROUTERS_SHOWN at most."""
-    arguments = {"grain": grain.value, "first": first, "organization": organization_id}
+    arguments = {"grain": grain.value, "first": first, "end": NEVER, "organization": organization_id}
     return [
         RouterFigures(
             id=row["router_id"],

@@ -18,6 +18,7 @@ from routing.models import Provider, Router
 from tests.usage.records import fund, record
 from usage import ledger, rollups, shortage, trends
 from usage.models import Account, Grain, Limit, Rollup, RollupProgress
+from usage.tasks import roll_up_usage
 
 pytestmark = pytest.mark.usefixtures("transactional_db", "redis_client")
 
@@ -158,6 +159,7 @@ def test_budgets_that_end_soon_are_told_the_first_to_end_first(ada, ben, eve):
         use(user, 4, name=user.email)
     fund(ada, 4)
     fund(ben, 1)
+    roll_up_usage()
     found = shortage.budgets_running_out(now)
     assert [(row.email, row.left, row.recent, row.days) for row in found] == [
         (ben.email, Decimal(1), Decimal(8), 0),
@@ -165,6 +167,7 @@ def test_budgets_that_end_soon_are_told_the_first_to_end_first(ada, ben, eve):
     ]
     assert shortage.budgets_running_out(now, eve.organization_id or 0) == []
     Account.objects.filter(user=eve).update(allowance=2_000, period="month", refills=now, carbon_granted=3)
+    roll_up_usage()
     (money, carbon) = [row for row in shortage.budgets_running_out(now) if row.email == eve.email]
     assert {money.kind, carbon.kind} == {"cost", "gco2eq"}
     assert {money.left, carbon.left} == {Decimal(92), Decimal(1)}
@@ -172,6 +175,7 @@ def test_budgets_that_end_soon_are_told_the_first_to_end_first(ada, ben, eve):
 
 def test_budgets_of_nothing_are_no_shortage(ada):
     fund(ada, 0)
+    roll_up_usage()
     assert shortage.budgets_running_out(timezone.now()) == []
 
 

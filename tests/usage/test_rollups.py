@@ -78,7 +78,7 @@ def agree():
     assert rolled(Grain.DAY) == expected(Grain.DAY)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_rollups_equal_the_records_whatever_comes_in_whatever_order(ada, eve, seed):
     chance = random.Random(seed)
     now, guessed = NOW, {}

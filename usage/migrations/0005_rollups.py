@@ -24,6 +24,7 @@ class Migration(migrations.Migration):
                 ('marked', models.DateTimeField(null=True)),
                 ('last_day', models.DateField(help_text='Up to where days from before the first run are summed up.', null=True)),
                 ('is_backfilled', models.BooleanField(default=False)),
+                ('short_users', django.contrib.postgres.fields.ArrayField(base_field=models.BigIntegerField(), default=list, help_text='Whose budgets end soon, as the last run found.', size=None)),
                 ('as_of', models.DateTimeField(help_text='When the last run that came to its end began.', null=True)),
             ],
         ),

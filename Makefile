@@ -11,7 +11,7 @@ VENDORED := opengate/static/opengate/vendor
 MODELS_SORRY := The local models could not be installed here; everything else works without them.
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint types imports check fuzz drill drill-ingestion bench bench-ledger bench-search lock vendor messages clean
+.PHONY: help quickstart test lint types imports check fuzz drill drill-ingestion bench bench-ledger bench-search bench-console lock vendor messages clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ bench-ledger: $(VENV)/installed-dev ## pages, drain and audit with ten million u
 
 bench-search: $(VENV)/installed-dev ## search among 100,000 chunks: milliseconds, recall, ingestion (2 GB of disk)
 	$(PYTHON) benchmarks/search.py
+
+bench-console: $(VENV)/installed-dev ## every page of the console with a million usage records and ten thousand users (2 GB of disk)
+	$(PYTHON) benchmarks/console.py
 
 bench: $(VENV)/installed-dev ## what a call and a list cost, into benchmarks/results
 	$(PYTHON) benchmarks/chat.py

@@ -74,6 +74,8 @@ helpers.AdminReadonlyField = ReadonlyField  # type: ignore[misc]  # the forms ha
 class ConsoleAdmin(AuditlogHistoryAdminMixin, admin.ModelAdmin):
     """A page whose history is the log of changes, signed whether they came by the console, the API or a command."""
 
+    show_facets = admin.ShowFacets.NEVER  # counts beside filters read whole tables
+
     def get_ordering(self, request: HttpRequest) -> Any:
         """Said outright: a list that counts what hangs on its rows would forget the model's own order."""
         return self.ordering or self.opts.ordering

@@ -4,8 +4,10 @@ from typing import Any
 
 from csp.constants import SELF, UNSAFE_INLINE
 from csp.decorators import csp_update
+from django.conf import settings
 from django.contrib import admin
 from django.urls import include, path
+from django.views.generic import RedirectView
 from drf_spectacular.views import SpectacularRedocView, SpectacularSwaggerSplitView
 
 from opengate import health
@@ -29,6 +31,7 @@ urlpatterns = [
     path("", monitoring.urls),
     path("openapi.json", OpenAPIView.as_view(), name="openapi"),
     path("docs", documented(SpectacularSwaggerSplitView.as_view(url_name="openapi", **PUBLIC)), name="docs"),
+    path("favicon.ico", RedirectView.as_view(url=f"{settings.STATIC_URL}opengate/favicon.svg")),
     path("redoc", documented(SpectacularRedocView.as_view(url_name="openapi", **PUBLIC)), name="redoc"),
 ]
 

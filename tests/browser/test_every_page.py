@@ -1,0 +1,112 @@
+"""Every page there is, wide and narrow, light and dark, with rows whose names are attempts at it."""
+
+import pytest
+from playwright.sync_api import Error, Page, ViewportSize
+
+from tests.browser.addresses import Address, pages
+from tests.browser.chromium import Watch, accessibility_faults, is_too_wide
+from tests.browser.hostile import MARKUP, marked, row_of, seed
+
+WIDE: ViewportSize = {"width": 1400, "height": 900}
+NARROW: ViewportSize = {"width": 390, "height": 844}
+# These pages of all models are made alike: axe-core, which takes its time, looks at one in each part.
+ALIKE = ("_history", "_delete")
+# Pages of others, whose faults of accessibility and layout are theirs.
+FOREIGN = {"docs", "redoc"}
+PARTS = ("accounts", "knowledge", "routing", "usage", "the rest")
+
+
+def names_it(shown: Address) -> bool:
+    """Whether the hostile name must be on the page."""
+    if shown.name.endswith("_changelist"):
+        return shown.model is not None and marked(row_of(shown.model))
+    return shown.row is not None and shown.name.endswith(("_change", "_delete")) and marked(shown.row)
+
+
+def part_of(shown: Address) -> str:
+    return next((part for part in PARTS if shown.name.startswith((f"admin:{part}_", f"{part}:"))), "the rest")
+
+
+def kind_of(shown: Address) -> str:
+    """The last word of the name of a model's page; other pages are each a kind of its own."""
+    is_of_model = any(shown.name.startswith(f"admin:{part}_") for part in (*PARTS, "auditlog", "axes"))
+    return shown.name.rpartition("_")[2] if is_of_model else shown.name
+
+
+def faults(page: Page, watch: Watch, shown: Address, known_kinds: set[str]) -> list[str]:
+    """All that is wrong with the page; in the dark, one of a kind is looked at."""
+    page.set_viewport_size(WIDE)
+    page.emulate_media(color_scheme="light")
+    known = len(watch.troubles)
+    try:
+        answer = page.goto(shown.path)
+    except Error as error:
+        if "Download is starting" in error.message or "ERR_ABORTED" in error.message:
+            return []  # a file
+        raise
+    assert answer is not None
+    if answer.status in (403, 405):  # nobody may, or it is only sent to
+        page.evaluate("0")
+        del watch.troubles[known:]
+        return []
+    found: list[str] = []
+    if answer.status != 200:
+        found.append(f"status {answer.status}")
+    if names_it(shown) and MARKUP not in seen(page):
+        found.append("the hostile name is not shown as it is")
+    if page.evaluate("'hacked' in window"):
+        found.append("a name ran as a script")
+    if scripted := page.evaluate(SCRIPTED):
+        found.append(f"an address is a script: {scripted}")
+    if shown.name not in FOREIGN:
+        is_new = kind_of(shown) not in known_kinds
+        known_kinds.add(kind_of(shown))
+        if is_new or not shown.name.endswith(ALIKE):
+            found += [f"light: {fault}" for fault in accessibility_faults(page)]
+        if is_new:
+            page.emulate_media(color_scheme="dark")
+            found += [f"dark: {fault}" for fault in accessibility_faults(page, only="color-contrast")]
+        if is_too_wide(page):
+            found.append("scrolls sideways when wide")
+        page.set_viewport_size(NARROW)
+        if is_too_wide(page):
+            found.append(f"scrolls sideways when narrow: {page.evaluate(TOO_WIDE)}")
+    found += watch.troubles[known:]
+    del watch.troubles[known:]
+    return found
+
+
+SCRIPTED = """() => [...document.querySelectorAll("[href], [src], [action], [formaction]")]
+  .flatMap(element => ["href", "src", "action", "formaction"].map(name => element.getAttribute(name)))
+  .filter(address => address && address.trim().toLowerCase().startsWith("javascript:"))"""
+TOO_WIDE = """() => [...document.querySelectorAll("body, body *")].filter(element => {
+    const {left, right} = element.getBoundingClientRect();
+    const overflows = getComputedStyle(element).overflowX === "visible" && left + element.scrollWidth;
+    return Math.max(right, overflows) > window.innerWidth + 1;
+  }).slice(-3).map(element => element.outerHTML.slice(0, 160))"""
+SEEN = """() => document.body.innerText + [...document.querySelectorAll("input, textarea")].map(field => field.value)"""
+
+
+def seen(page: Page) -> str:
+    return str(page.evaluate(SEEN))
+
+
+@pytest.fixture
+def hostile(gateway, upstream) -> None:
+    seed(upstream.url)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_page_can_be_used_and_no_name_is_obeyed(hostile, as_admin, watch, part):
+    wrong, kinds = {}, set[str]()
+    for shown in pages(row_of):
+        if part_of(shown) == part and (found := faults(as_admin, watch, shown, kinds)):
+            wrong[shown.path] = found
+    told = "\n".join(f"{path}\n" + "\n".join(f"    {fault}" for fault in found) for path, found in wrong.items())
+    assert not wrong, f"\n{told}"
+
+
+def test_a_stranger_sees_the_door_and_the_documentation(page, watch):
+    wrong = {path: faults(page, watch, Address(path, path), set()) for path in ("/admin/", "/admin/login/")}
+    assert not any(wrong.values()), wrong
+    assert "Log in" in seen(page)

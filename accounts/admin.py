@@ -59,6 +59,13 @@ class RoleForm(MergingForm):
     limits = MatrixField(label="Limits")
 
     may_limit = True
+    asking: User
+
+    def clean_permissions(self) -> list[str]:
+        given: list[str] = self.cleaned_data["permissions"]
+        if self.instance.pk == self.asking.role_id and Permission.ADMIN not in given:
+            raise forms.ValidationError("This is your own role: you would lock out yourself.")
+        return given
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -112,6 +119,7 @@ class RoleAdmin(RacedAdmin):
     def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
         form: Any = super().get_form(request, obj, change, **kwargs)
         form.may_limit = request.user.has_perm("usage.change_limit")
+        form.asking = request.user  # the class is made for this request
         return form
 
     def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:

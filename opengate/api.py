@@ -24,6 +24,7 @@ from inference.monitoring import routes as monitoring_routes
 from inference.openapi import chat_paths
 from inference.schemas import object_of
 from knowledge.api import routes as knowledge_routes
+from opengate import pages
 from opengate.errors import APIError, DatabaseAway, InvalidBody, openai_error
 from opengate.openapi import SCHEME, open_objects
 from opengate.rows import faults_of
@@ -152,19 +153,27 @@ def drf_exception_handler(error: Exception, context: dict[str, Any]) -> Response
 
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
-    return error_response(APIError("Not Found", status=404))
+    return _refusal(request, APIError("Not Found", status=404))
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
-    return error_response(APIError("Bad Request", status=400))
+    return _refusal(request, APIError("Bad Request", status=400))
 
 
 def permission_denied(request: HttpRequest, exception: Exception) -> HttpResponse:
-    return error_response(APIError("Insufficient rights.", status=403))
+    return _refusal(request, APIError("Insufficient rights.", status=403))
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
-    return error_response(APIError("An unexpected error occurred"))
+    return _refusal(request, APIError("An unexpected error occurred"))
+
+
+def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
+    return _refusal(request, APIError("Insufficient rights.", status=403))
+
+
+def _refusal(request: HttpRequest, error: APIError) -> HttpResponse:
+    return pages.refusal(request, error.status) if pages.is_page(request) else error_response(error)
 
 
 class OpenAPIView(View):

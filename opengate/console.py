@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from asgiref.sync import iscoroutinefunction
 from auditlog.mixins import AuditlogHistoryAdminMixin
 from django import forms
 from django.contrib import admin, messages
@@ -11,35 +10,12 @@ from django.contrib.admin import helpers
 from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied
 from django.db import IntegrityError
-from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBadRequest, HttpResponseRedirect
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
-from django.utils.decorators import sync_and_async_middleware
 
 from opengate.request_id import current_request
 
 SECTIONS = ("routing", "accounts", "usage", "knowledge", "auditlog", "axes")  # apps in the order of the menu
-
-PAGES = ("/admin/", "/playground")
-
-
-@sync_and_async_middleware
-def refuse_nul(get_response: Any) -> Any:
-    """Middleware: an address of a page with a NUL, which Postgres takes in no text, is a bad request wherever it is."""
-
-    def refused(request: HttpRequest) -> HttpResponse | None:
-        if "\0" not in request.path and "%00" not in request.META["QUERY_STRING"]:
-            return None
-        if not request.path.startswith(PAGES):
-            return None
-        return HttpResponseBadRequest("There is a NUL in the address, which no name has.", content_type="text/plain")
-
-    if iscoroutinefunction(get_response):
-
-        async def answer(request: HttpRequest) -> HttpResponse:
-            return refused(request) or await get_response(request)
-
-        return answer
-    return lambda request: refused(request) or get_response(request)
 
 
 class Console(admin.AdminSite):

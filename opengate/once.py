@@ -18,15 +18,20 @@ def new_ticket() -> str:
 
 
 def use(ticket: str) -> None:
-    """Use it up; raises ValidationError when it is not ours, too old or used, or when nobody can tell."""
+    """Use it up; raises ValidationError when it is not ours or too old (code `old`), `used`, or when nobody can tell
+    (`unknown`)."""
     try:
         name = signing.loads(ticket, salt=_SALT, max_age=LIFE_SECONDS)
     except signing.BadSignature:
-        raise ValidationError("This form is too old: open the page again.") from None
+        raise ValidationError("This form is too old: open the page again.", code="old") from None
     try:
         with opengate_redis.sync_client() as client:
             is_first = client.set(f"opengate:once:{name}", 1, nx=True, ex=LIFE_SECONDS + 60)
     except (redis.RedisError, OSError):
-        raise ValidationError("Redis is away: nobody can tell whether this was done before. Try again later.") from None
+        raise ValidationError(
+            "Redis is away: nobody can tell whether this was done before. Try again later.", code="unknown"
+        ) from None
     if not is_first:
-        raise ValidationError("This form was sent before, and what it asks for was done. Open the page to do it again.")
+        raise ValidationError(
+            "This form was sent before, and what it asks for was done. Open the page to do it again.", code="used"
+        )

@@ -85,13 +85,14 @@ MIDDLEWARE = [
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "csp.middleware.CSPMiddleware",
-    "opengate.console.refuse_nul",
+    "opengate.pages.refuse_nul",
     "opengate.api.refuse_methods",
 ]
 
 ROOT_URLCONF = "opengate.urls"
 ASGI_APPLICATION = "opengate.asgi.application"
 APPEND_SLASH = False
+CSRF_FAILURE_VIEW = "opengate.api.csrf_failure"
 
 TEMPLATES = [
     {

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from copy import copy
 from typing import Any
+from urllib.parse import urlsplit
 
 from asgiref.sync import async_to_sync
 from django import forms
@@ -84,6 +85,16 @@ class ProviderForm(MergingForm):
             self.fields["new_key"].help_text = (
                 f"Stored: {mask(stored)}. Empty leaves it." if stored else "None is stored."
             )
+
+    def clean(self) -> dict[str, Any]:
+        """A stored key goes to no other host than the one it was given for."""
+        given = super().clean()
+        is_settled = given.get("new_key") or given.get("remove_key") or not self.instance.key
+        if self.instance.pk and "url" in given and not is_settled:
+            wanted = Provider(type=given.get("type", ""), url=given["url"]).completed_url()
+            if urlsplit(wanted)[:2] != urlsplit(self.initial["url"])[:2]:
+                self.add_error("new_key", "The address changes: type the key again, or remove it.")
+        return given
 
     def save(self, commit: bool = True) -> Any:
         if self.cleaned_data.get("new_key"):
@@ -356,6 +367,9 @@ class RouterAdmin(RacedAdmin):
 
     def test_view(self, request: HttpRequest, id: int) -> HttpResponse:
         return _test_view(self, request, id)
+
+    def related_changes(self, row: Any) -> str | None:
+        return reverse("admin:auditlog_logentry_changelist", query={"about": f"router-{row.pk}"})
 
     # the list
 

@@ -9,7 +9,7 @@ from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import PermissionDenied
 from django.core.paginator import Paginator
 from django.db import OperationalError, connection, transaction
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.shortcuts import redirect
@@ -19,10 +19,12 @@ from django.utils.functional import cached_property
 from django.utils.html import format_html
 from psycopg.errors import QueryCanceled
 
+from accounts.models import Organization, User
 from opengate.console import ConsoleAdmin
 from opengate.csv_export import rows_as_csv
 from opengate.fields import MAX_AMOUNT
 from opengate.templatetags.figures import amount, milliseconds
+from routing.models import Router
 from usage.explorer import COLUMNS, RequestFilter, Story, rows_of, status_badge
 from usage.models import Account, DailyUsage, Limit, Reservation, UsageRecord
 
@@ -307,6 +309,22 @@ class DailyUsageAdmin(ReadOnlyAdmin):
         "gco2eq",
     )
     sortable_by = ()
-    search_fields = ("=user_email", "=router_name", "=organization_name")
+    search_fields = ("user_email",)
     search_help_text = "A whole e-mail, or a whole name of a router or an organization."
     fields = readonly_fields = (*list_display, "kwh", "records_deleted")
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[DailyUsage], search_term: str
+    ) -> tuple[QuerySet[DailyUsage], bool]:
+        """By ids, which an index or one pass finds; those of names that are in use."""
+        term = search_term.strip()
+        if not term:
+            return queryset, False
+        found = Q()
+        for field, rows in (
+            ("user_id", User.objects.filter(email__iexact=term)),
+            ("router_id", Router.objects.filter(name__iexact=term)),
+            ("organization_id", Organization.objects.filter(name__iexact=term)),
+        ):
+            found |= Q(**{f"{field}__in": list(rows.values_list("pk", flat=True))})
+        return queryset.filter(found), False

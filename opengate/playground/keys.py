@@ -1,10 +1,8 @@
 """The user's own keys: made, shown once, revoked."""
 
-import secrets
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
-import redis
 from django import forms
 from django.conf import settings
 from django.core.paginator import Paginator
@@ -15,20 +13,19 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from accounts.errors import TokenNotFound
-from accounts.models import PLAYGROUND, Key, User
-from opengate import redis as opengate_redis
+from accounts.models import PLAYGROUND, Key
+from opengate import once
 from opengate.database import commit, found
 from opengate.errors import APIError
 from opengate.playground.pages import Page, signed_in
 
 KEYS_A_PAGE = 50
-FORM_SECONDS = 7 * 86_400  # how long a form that was sent is remembered
 
 
 class KeyForm(forms.Form):
-    """`once` is of this form alone: a key is made for it once, however often it is sent."""
+    """The ticket is of this form alone: a key is made for it once, however often it is sent."""
 
-    once = forms.RegexField(r"\A[A-Za-z0-9_-]{22}\Z", widget=forms.HiddenInput)
+    ticket = forms.CharField(widget=forms.HiddenInput, initial=once.new_ticket)
     name = forms.CharField(
         label=gettext_lazy("Name"),
         max_length=255,
@@ -75,39 +72,35 @@ class KeyForm(forms.Form):
         return end if days is None else min(end, now + timedelta(days=days))
 
 
-def new_form() -> KeyForm:
-    return KeyForm(initial={"once": secrets.token_urlsafe(16)})
-
-
-def is_first(user: User, once: str) -> bool:
-    """Whether the form is sent for the first time; with Redis away nobody knows, and the browser asks in any case."""
-    with opengate_redis.sync_client() as client:
-        try:
-            return bool(client.set(f"opengate:playground:form:{user.pk}:{once}", 1, nx=True, ex=FORM_SECONDS))
-        except (redis.RedisError, OSError):
-            return True
-
-
 class Keys(Page):
     template = "keys"
     menu = "keys"
 
     def get(self, request: HttpRequest) -> HttpResponse:
-        return self._show(request, new_form())
+        return self._show(request, KeyForm())
 
     def post(self, request: HttpRequest) -> HttpResponse:
         """The new key is in the answer itself and nowhere else; a second time the form makes none."""
         user = signed_in(request)
         form = KeyForm(request.POST)
         if not form.is_valid():
-            if "once" in form.errors:  # of no page of ours
+            if "ticket" in form.errors:  # of no page of ours
                 form.add_error(None, _("Please load the page again."))
             return self._show(request, form)
-        if not is_first(user, form.cleaned_data["once"]):
-            return self._show(request, new_form(), was_sent=True)
+        try:
+            once.use(form.cleaned_data["ticket"])
+        except forms.ValidationError as error:
+            match error.code:
+                case "used":
+                    return self._show(request, KeyForm(), was_sent=True)
+                case "old":
+                    form.add_error(None, _("Please load the page again."))
+                case _:
+                    form.add_error(None, _("No key can be made at the moment. Please try again later."))
+            return self._show(request, form)
         name, expires = form.cleaned_data["name"], form.cleaned_data["expires"]
         key, text = commit(lambda: Key.objects.issue(user, name, expires))
-        return self._show(request, new_form(), made=key, text=text)
+        return self._show(request, KeyForm(), made=key, text=text)
 
     def _show(self, request: HttpRequest, form: KeyForm, **context: Any) -> HttpResponse:
         rows = Key.objects.filter(user=signed_in(request)).order_by("-id")

@@ -343,7 +343,7 @@ def test_the_log_of_changes_is_searched_by_who_and_what(console, admin, role):
     console.post(f"/admin/accounts/role/{role.pk}/change/", {"name": "renamed"})
     Role.objects.create(name="quiet")
     entry = LogEntry.objects.filter(actor=admin).first()
-    for term, count in ((entry.cid if entry else "none", 0), ("quiet", 1), ("%", 0), ("\x00", None)):
+    for term, count in ((entry.cid if entry else "none", 0), ("quiet", 1), ("%", 0)):
         answer = console.get("/admin/auditlog/logentry/", {"q": term})
         assert answer.status_code == 200
         if count:

@@ -98,7 +98,7 @@ def test_the_switch_remembers_the_language_and_keeps_the_page(db):
     assert "Se connecter" in client.get(response.headers["location"]).text
 
 
-@pytest.mark.parametrize("language", ["", "de", "../../etc", "fr\x00", "%"])
+@pytest.mark.parametrize("language", ["", "de", "../../etc", "%"])
 def test_another_language_is_none(db, language):
     assert Client().get("/playground/login", {"language": language}).status_code == 200
 

@@ -38,9 +38,19 @@ def test_a_new_provider_is_asked_for_its_context_length(console, router, upstrea
 
 def test_one_that_does_not_answer_is_stored_and_told(console, router, upstream):
     path = f"/admin/routing/provider/{Provider.objects.get().id}/change/"
-    page = console.send(path, "provider_form", url="http://127.0.0.1:9/")
+    page = console.send(path, "provider_form", url="http://127.0.0.1:9/", new_key="another-secret")
     assert "Model provider upstream-name not reachable. It says: 503" in page
     assert Provider.objects.get().url == "http://127.0.0.1:9/"
+
+
+def test_a_stored_key_goes_to_no_other_address(console, router):
+    provider = Provider.objects.get()
+    page = refused(console, provider, url="http://evil.example/")
+    assert "The address changes: type the key again, or remove it." in page
+    console.send(path_of(provider), "provider_form", url=f"{provider.url}deeper/")  # the same host
+    assert Provider.objects.get().key == "upstream-secret"
+    console.send(path_of(provider), "provider_form", url="http://127.0.0.1:9/", remove_key="on")
+    assert (Provider.objects.get().url, Provider.objects.get().key) == ("http://127.0.0.1:9/", None)
 
 
 def test_one_that_contradicts_the_others_is_told(console, router, upstream):

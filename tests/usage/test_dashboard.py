@@ -96,9 +96,7 @@ def test_an_organization_is_seen_alone(client, ada, eve):
     assert figures(client.get(f"/admin/?organization={ada.organization_id}"))["Requests"].value == 2
 
 
-@pytest.mark.parametrize(
-    "query", ["period=1000d", "period=", "organization=x", "organization=999999999999999999999", "organization=%00"]
-)
+@pytest.mark.parametrize("query", ["period=1000d", "period=", "organization=x", "organization=999999999999999999999"])
 def test_what_is_no_period_or_organization_is_left_aside(client, ada, query):
     use(ada)
     rollups.roll_up()

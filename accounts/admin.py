@@ -37,6 +37,7 @@ from opengate import audit, once
 from opengate.charts import Chart, Series
 from opengate.console import ConsoleAdmin, MergingForm, RacedAdmin, shortened
 from opengate.database import commit
+from opengate.errors import Conflict
 from opengate.templatetags.figures import amount
 from routing.models import Router
 from usage.admin import AccountInline
@@ -61,12 +62,6 @@ class RoleForm(MergingForm):
     may_limit = True
     asking: User
 
-    def clean_permissions(self) -> list[str]:
-        given: list[str] = self.cleaned_data["permissions"]
-        if self.instance.pk == self.asking.role_id and Permission.ADMIN not in given:
-            raise forms.ValidationError("This is your own role: you would lock out yourself.")
-        return given
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if "limits" not in self.fields:
@@ -78,6 +73,13 @@ class RoleForm(MergingForm):
         held = Limit.objects.filter(role=self.instance.pk) if self.instance.pk else Limit.objects.none()
         values = held.values_list("router", "type", "value")
         self.initial["limits"] = {(router, type): value for router, type, value in values}
+
+    def clean(self) -> dict[str, Any]:
+        given = super().clean()
+        is_own = self.instance.pk is not None and self.instance.pk == self.asking.role_id
+        if is_own and Permission.ADMIN not in given.get("permissions", [Permission.ADMIN]):
+            self.add_error("permissions", "This is your own role: you would close the console to all who have it.")
+        return given
 
 
 class RoleList(ChangeList):
@@ -565,7 +567,11 @@ class KeyAdmin(ConsoleAdmin):
     @admin.action(description="Revoke selected keys", permissions=["delete"])
     def revoke(self, request: HttpRequest, queryset: QuerySet[Key]) -> None:
         chosen = Key.objects.filter(pk__in=queryset.order_by().values("pk"))
-        count = commit(chosen.revoke)
+        try:
+            count = commit(chosen.revoke)
+        except Conflict as error:
+            self.message_user(request, error.detail, messages.ERROR)
+            return
         self.message_user(request, f"{count} key{'' if count == 1 else 's'} revoked.", messages.SUCCESS)
 
     def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:

@@ -14,6 +14,7 @@ from django.utils import timezone
 from accounts import keys
 from accounts.errors import InvalidCurrentPassword, LastAdministrator
 from opengate import audit, epoch
+from opengate.errors import Conflict
 
 PLAYGROUND = "playground"  # the name of the key that a login makes
 
@@ -202,11 +203,15 @@ class KeyQuerySet(models.QuerySet["Key"]):
     def revoke(self) -> int:
         """Delete these keys; how many there were. Run it in a transaction.
 
-        A few statements, however many keys; each leaves its entry in the log of changes.
+        A few statements, however many keys; each leaves its entry in the log of changes. Raises Conflict when somebody
+        else deletes one of them meanwhile.
         """
-        found = list(self.order_by("pk").select_for_update(of=("self",)).select_related("user"))
+        found = list(self.order_by("pk").select_related("user"))
         audit.record_deletions(found)
+        # Now, and no sooner: the settlements of all calls wait behind one key that is locked.
         rows = Key.objects.filter(pk__in=[key.pk for key in found])
+        if len(rows.order_by("pk").select_for_update().values_list("pk")) != len(found):
+            raise Conflict("The keys were changed meanwhile, please try again.")
         rows._raw_delete(rows.db)  # nothing hangs on a key
         epoch.bump_on_commit()
         return len(found)

@@ -1,7 +1,8 @@
 """Background work of accounts."""
 
 from celery import shared_task
-from django.contrib.sessions.backends.db import SessionStore
+
+from opengate.sessions import SessionStore
 
 
 @shared_task

@@ -16,7 +16,7 @@ from django.utils.safestring import SafeString
 from knowledge import console, indexing
 from knowledge.kinds import Kind
 from knowledge.models import Chunk, Collection, Document, DocumentQuerySet, Space
-from opengate.console import ConsoleAdmin
+from opengate.console import ROW_ID, ConsoleAdmin
 from usage.admin import CappedPaginator, ReadOnlyAdmin
 
 BEGINNING = 120  # characters of a chunk in a list
@@ -33,8 +33,8 @@ class SpaceFilter(admin.SimpleListFilter):
         return [(str(space.pk), str(space)) for space in Space.objects.select_related("router")]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        chosen = self.value()
-        return queryset.filter(space=int(chosen)) if chosen and chosen.isascii() and chosen.isdigit() else queryset
+        chosen = self.value() or ""
+        return queryset.filter(space=int(chosen)) if ROW_ID.fullmatch(chosen) else queryset
 
 
 @admin.register(Collection)

@@ -6,13 +6,13 @@ from typing import Any
 from django import forms
 from django.conf import settings
 from django.contrib import admin
-from django.contrib.admin.widgets import AutocompleteSelect
 from django.core.files.uploadedfile import UploadedFile
 
 from knowledge.models import Collection, Document, Space
 from knowledge.schemas import MAX_QUERY
 from knowledge.serializers import DocumentFormSerializer
 from knowledge.splitting import Options, PresetSeparators
+from opengate.console import RowSelect
 from opengate.rows import faults_of
 from routing.models import ModelType, Router
 
@@ -83,9 +83,7 @@ class UploadForm(forms.Form):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         collection: Any = self.fields["collection"]
-        collection.widget = AutocompleteSelect(
-            Document._meta.get_field("collection"), admin.site, choices=collection.choices
-        )
+        collection.widget = RowSelect(Document._meta.get_field("collection"), admin.site, choices=collection.choices)
         self.fields["file"].widget.attrs |= {
             "data-most": settings.MAX_FILE_BYTES,
             "data-most-together": settings.MAX_BODY_BYTES - 64 * 1024,  # less what stands around them

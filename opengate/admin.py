@@ -18,7 +18,7 @@ from django.shortcuts import redirect
 from django.utils import timezone
 
 from accounts.models import Key, User
-from opengate.console import ConsoleAdmin
+from opengate.console import ROW_ID, ConsoleAdmin, PlainLookups
 from routing.models import Provider, Router, RouterName
 from usage.admin import CappedPaginator
 from usage.models import Limit
@@ -78,7 +78,7 @@ class ModelFilter(admin.SimpleListFilter):
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[LogEntry]) -> QuerySet[LogEntry]:
         value = self.value() or ""
-        return queryset.filter(content_type_id=int(value)) if value.isdecimal() else queryset
+        return queryset.filter(content_type_id=int(value)) if ROW_ID.fullmatch(value) else queryset
 
 
 class AboutFilter(admin.SimpleListFilter):
@@ -92,7 +92,7 @@ class AboutFilter(admin.SimpleListFilter):
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[LogEntry]) -> QuerySet[LogEntry]:
         name, _, id = (self.value() or "").partition("-")
-        if name not in ("user", "router") or not re.fullmatch("[0-9]{1,18}", id):
+        if name not in ("user", "router") or not ROW_ID.fullmatch(id):
             return queryset
         owner = User if name == "user" else Router
         parts = (Key,) if name == "user" else (RouterName, Provider, Limit)
@@ -104,7 +104,7 @@ class AboutFilter(admin.SimpleListFilter):
 
 
 @admin.register(LogEntry)
-class LogEntryAdmin(AuditlogLogEntryAdmin):
+class LogEntryAdmin(PlainLookups, AuditlogLogEntryAdmin):
     """Who changed what. Read-only: history is not edited."""
 
     list_display = ["timestamp", "who", "action", "resource_url", "msg_short"]

@@ -1,5 +1,6 @@
 """The console: Django's admin, with a dashboard for its front page and the log of changes for each row's history."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,14 +9,21 @@ from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin import helpers
 from django.contrib.admin.utils import unquote
+from django.contrib.admin.widgets import AutocompleteSelect
 from django.core.exceptions import PermissionDenied
-from django.db import IntegrityError
+from django.db import IntegrityError, connection
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 
 from opengate.request_id import current_request
 
 SECTIONS = ("routing", "accounts", "usage", "knowledge", "auditlog", "axes")  # apps in the order of the menu
+
+ROW_ID = re.compile("[0-9]{1,18}")  # int() reads more than that
+
+# What an address may ask of a list. Regular expressions and ranges fail at values that nobody planned for.
+LOOKUPS = frozenset({"exact", "in", "isnull", "gt", "gte", "lt", "lte"})
+SECRETS = frozenset({"key", "password", "digest"})  # columns which nobody finds out by asking for their beginnings
 
 
 class Console(admin.AdminSite):
@@ -47,7 +55,26 @@ class ReadonlyField(helpers.AdminReadonlyField):
 helpers.AdminReadonlyField = ReadonlyField  # type: ignore[misc]  # the forms have no other place for it
 
 
-class ConsoleAdmin(AuditlogHistoryAdminMixin, admin.ModelAdmin):
+class PlainLookups(admin.ModelAdmin):
+    """A list whose address asks for what filters and links ask for, and no more."""
+
+    def lookup_allowed(self, lookup: str, value: Any, request: HttpRequest) -> bool:
+        """Django's own answer holds for columns of other rows; those of the row itself it leaves open."""
+        name, *path = lookup.split("__")
+        is_column = not path or path[-1] in LOOKUPS
+        if name in SECRETS or not is_column:
+            return False
+        return super().lookup_allowed(lookup, value, request)
+
+
+class RowSelect(AutocompleteSelect):
+    """Shows the row that is chosen; of what is no row's id, an address's or a form's, it shows nothing."""
+
+    def optgroups(self, name: str, value: Any, attr: Any = None) -> Any:
+        return super().optgroups(name, [id for id in value if ROW_ID.fullmatch(str(id))], attr)
+
+
+class ConsoleAdmin(PlainLookups, AuditlogHistoryAdminMixin, admin.ModelAdmin):
     """A page whose history is the log of changes, signed whether they came by the console, the API or a command."""
 
     show_facets = admin.ShowFacets.NEVER  # counts beside filters read whole tables
@@ -55,6 +82,11 @@ class ConsoleAdmin(AuditlogHistoryAdminMixin, admin.ModelAdmin):
     def get_ordering(self, request: HttpRequest) -> Any:
         """Said outright: a list that counts what hangs on its rows would forget the model's own order."""
         return self.ordering or self.opts.ordering
+
+    def formfield_for_foreignkey(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
+        if db_field.name in self.get_autocomplete_fields(request):
+            kwargs.setdefault("widget", RowSelect(db_field, self.admin_site))
+        return super().formfield_for_foreignkey(db_field, request, **kwargs)
 
     def may_read_history(self, request: HttpRequest) -> bool:
         """Whoever may change such rows, or read the whole log: history names people."""
@@ -105,7 +137,8 @@ class RacedAdmin(ConsoleAdmin):
             return HttpResponseRedirect(request.get_full_path())
 
     def get_object(self, request: HttpRequest, object_id: str, from_field: Any = None) -> Any:
-        if request.method == "POST" and object_id.isdecimal():  # of two who save it, the second sees what the first did
+        # Of two who save it, the second sees what the first did.
+        if request.method == "POST" and connection.in_atomic_block and ROW_ID.fullmatch(object_id):
             self.model._default_manager.select_for_update(no_key=True).filter(pk=object_id).first()
         return super().get_object(request, object_id, from_field)
 

@@ -197,6 +197,7 @@ PLAYGROUND_SESSION_SECONDS = ENVIRONMENT.playground_session_seconds
 
 # Cookies belong to this host alone and no script reads the session's; by http only where people do come by http.
 HTTPS = ENVIRONMENT.comes_by_https
+SESSION_ENGINE = "opengate.sessions"
 SESSION_COOKIE_AGE = ENVIRONMENT.session_seconds
 SESSION_COOKIE_NAME = "__Host-opengate-session" if HTTPS else "opengate-session"
 SESSION_COOKIE_HTTPONLY = True
@@ -282,7 +283,8 @@ LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {"line": {"format": "{asctime} {levelname} {name}: {message}", "style": "{"}},
-    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "filters": {"callers": {"()": "opengate.logs.NoTracebackOfCallers"}},
+    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["callers"]}},
     "root": {"handlers": ["console"], "level": ENVIRONMENT.log_level},
     "loggers": {"httpx": {"level": "WARNING"}},
 }

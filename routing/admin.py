@@ -21,7 +21,7 @@ from django.utils.safestring import SafeString
 
 from accounts.models import Role
 from inference import discovery, trials
-from opengate.console import ConsoleAdmin, MergingForm, RacedAdmin, shortened
+from opengate.console import ROW_ID, ConsoleAdmin, MergingForm, RacedAdmin, shortened
 from opengate.encryption import mask
 from opengate.errors import APIError
 from opengate.templatetags.figures import amount
@@ -464,7 +464,7 @@ class ProviderAdmin(RacedAdmin):
         self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: Any = None
     ) -> HttpResponse:
         provider = None
-        if request.method == "GET" and object_id.isdigit():
+        if request.method == "GET" and ROW_ID.fullmatch(object_id):
             provider = Provider.objects.select_related("router").filter(pk=object_id).first()
         if provider is not None:
             tell_health([provider], with_figures=True)

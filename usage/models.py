@@ -16,6 +16,7 @@ from django.db.models.functions import Greatest
 
 from accounts.models import Key, Organization, Role, User
 from opengate import audit
+from opengate.errors import Conflict
 from opengate.fields import MAX_AMOUNT
 from routing.errors import RouterNotFound
 from routing.models import Provider, Router
@@ -140,18 +141,22 @@ class AccountQuerySet(models.QuerySet["Account"]):
     def raise_budgets(self, amount: Decimal) -> int:
         """Let those with a budget, of these, spend this much more; how many they are. Run it in a transaction.
 
-        Two statements and one for the log of changes, however many. An overrun is forgotten, as with any budget that is
-        set. Raises ValidationError, and raises nobody's, when one would grow beyond what an account can hold.
+        A few statements, however many. An overrun is forgotten, as with any budget that is set. Raises nobody's, but
+        ValidationError when one would grow beyond what an account can hold, or Conflict when one was set meanwhile.
         """
         limited = self.filter(granted__isnull=False).select_related("user")
-        accounts = list(limited.order_by("pk").select_for_update(of=("self",)))
+        accounts = list(limited.order_by("pk"))
         budgets = {account.user: account.budget or NOTHING for account in accounts}
         over = next((user for user, budget in budgets.items() if budget + amount > MAX_AMOUNT), None)
         if over is not None:
             raise ValidationError(f"The budget of {over} would grow beyond {MAX_AMOUNT}.")
-        rows = Account.objects.filter(pk__in=[account.pk for account in accounts])
-        rows.update(granted=Greatest("granted", "spent") + amount)
         audit.record_all({user: {"budget": (budget, budget + amount)} for user, budget in budgets.items()})
+        # Now, and no sooner: the settlements of all calls wait behind one account that is locked.
+        rows = Account.objects.filter(pk__in=[account.pk for account in accounts])
+        held = dict(rows.order_by("pk").select_for_update(no_key=True).values_list("pk", "granted"))
+        if held != {account.pk: account.granted for account in accounts}:
+            raise Conflict("The budgets were changed meanwhile, please try again.")
+        rows.update(granted=Greatest("granted", "spent") + amount)
         return len(accounts)
 
     def due(self, now: datetime) -> Self:

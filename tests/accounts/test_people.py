@@ -1,20 +1,24 @@
 """Pages of users and keys: what they show, what they do, and to many at once."""
 
 import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from auditlog.models import LogEntry
 from django.contrib.sessions.models import Session
-from django.db import transaction
+from django.db import connection, transaction
+from django.db.models import F
 from django.test import Client
 from django.utils import timezone
 
 from accounts.errors import LastAdministrator
-from accounts.models import Key, Organization, Role, User
+from accounts.models import Key, Organization, Permission, Role, User
 from accounts.tasks import clear_sessions
-from opengate import environment, once
+from opengate import audit, environment, once
 from opengate.checks import passwords_go_by_https
 from routing.models import Router
 from tests.conftest import PASSWORD, person
@@ -187,6 +191,76 @@ def test_nobody_locks_out_themselves_or_the_last_administrator(console, admin, a
     assert "you would lock out yourself" in page
     with pytest.raises(LastAdministrator), transaction.atomic():
         User.objects.filter(pk=admin.pk).change(expires=timezone.now())
+
+
+def test_nobody_closes_the_console_to_all_of_their_role(console, admin, role):
+    unticked = {"name": "admin", "initial-permissions": admin.role.permissions}
+    page = console.post(f"/admin/accounts/role/{admin.role_id}/change/", unticked).content.decode()
+    assert "This is your own role" in page
+    admin.role.refresh_from_db()
+    assert Permission.ADMIN in admin.role.permissions
+    own = unticked | {"permissions": "admin"}
+    assert console.post(f"/admin/accounts/role/{admin.role_id}/change/", own).status_code == 302
+    role.permissions = [Permission.ADMIN]
+    role.save()
+    unticked = {"name": "developers", "initial-permissions": role.permissions}
+    assert console.post(f"/admin/accounts/role/{role.pk}/change/", unticked).status_code == 302
+    role.refresh_from_db()
+    assert role.permissions == []
+
+
+def while_logged(monkeypatch, name: str, work: Callable[[], object]) -> None:
+    """Do the work of somebody else just when the entries of the log of changes are written."""
+    real = getattr(audit, name)
+
+    def recorded(given: Any) -> None:
+        real(given)
+        with ThreadPoolExecutor(1) as other:
+            other.submit(in_other_connection, work).result(10)
+
+    monkeypatch.setattr(audit, name, recorded)
+
+
+def in_other_connection(work: Callable[[], object]) -> None:
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SET statement_timeout = '5s'")  # of a lock that somebody holds
+        work()
+    finally:
+        connection.close()
+
+
+def test_calls_are_settled_while_many_budgets_are_raised(console, ada, monkeypatch):
+    budget(ada, 10)
+    while_logged(monkeypatch, "record_all", lambda: Account.objects.filter(user=ada).update(spent=F("spent") + 4))
+    assert "1 budgets raised" in sent(console, "add_budget", [ada], confirmed="1", amount="5")
+    assert left(ada) == 11
+
+
+def test_a_budget_that_somebody_sets_meanwhile_stays_as_it_was_set(console, ada, monkeypatch):
+    budget(ada, 10)
+    while_logged(monkeypatch, "record_all", lambda: Account.objects.filter(user=ada).update(granted=100))
+    assert "The budgets were changed meanwhile" in sent(console, "add_budget", [ada], confirmed="1", amount="5")
+    assert left(ada) == 100
+    assert not LogEntry.objects.filter(changes__budget=["10.000000", "15.000000"]).exists()
+
+
+def test_calls_are_settled_while_many_keys_are_revoked(console, ada, key_of, monkeypatch):
+    key_of(ada)
+    while_logged(monkeypatch, "record_deletions", lambda: ada.keys.update(last_used=timezone.now()))
+    assert "1 keys revoked" in sent(console, "revoke_keys", [ada], confirmed="1")
+    assert not ada.keys.exists()
+
+
+def test_a_key_that_somebody_deletes_meanwhile_is_told_once(console, ada, key_of, monkeypatch):
+    key_of(ada)
+    key_of(ada)
+    first = ada.keys.all()[0]
+    chosen = {"action": "revoke", "_selected_action": [key.pk for key in ada.keys.all()]}
+    while_logged(monkeypatch, "record_deletions", lambda: first.delete())
+    page = console.post("/admin/accounts/key/", chosen, follow=True).content.decode()
+    assert "The keys were changed meanwhile" in page
+    assert LogEntry.objects.filter(action=LogEntry.Action.DELETE).count() == ada.keys.count() == 1
 
 
 def test_thousands_are_changed_in_a_few_statements(console, role, organization, django_assert_max_num_queries):

@@ -14,7 +14,14 @@ from django.contrib import admin, messages
 from django.contrib.admin.utils import unquote
 from django.contrib.admin.views.main import ChangeList
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
-from django.contrib.auth.forms import AdminPasswordChangeForm, AdminUserCreationForm, UserChangeForm
+from django.contrib.auth.forms import (
+    AdminPasswordChangeForm,
+    AdminUserCreationForm,
+    ReadOnlyPasswordHashField,
+    ReadOnlyPasswordHashWidget,
+    UserChangeForm,
+)
+from django.contrib.auth.hashers import is_password_usable
 from django.contrib.auth.models import Group
 from django.core.exceptions import PermissionDenied
 from django.db.models import Count, F, OuterRef, ProtectedError, Q, QuerySet, Subquery, Sum
@@ -107,6 +114,7 @@ def open_routers(roles: Iterable[Role]) -> Mapping[int, list[str]]:
 class RoleAdmin(RacedAdmin):
     form = RoleForm
     list_display = ("name", "permission_names", "open_routers", "user_count", "updated")
+    empty_help = "A role says what its users may do, and how much they may ask of each router. Every user has one."
     search_fields = ("name",)
     list_per_page = 50
     readonly_fields = ("created", "updated")
@@ -155,6 +163,7 @@ class RoleAdmin(RacedAdmin):
 @admin.register(Organization)
 class OrganizationAdmin(ConsoleAdmin):
     list_display = ("name", "user_count", "created")
+    empty_help = "Users may belong to an organization; the dashboard adds up what each of them uses."
     search_fields = ("name",)
     readonly_fields = ("created", "updated")
 
@@ -166,16 +175,40 @@ class OrganizationAdmin(ConsoleAdmin):
         return int(organization.user_count)
 
 
+USER_LABELS = {"sub": "Subject (sub)", "iss": "Issuer (iss)", "expires": "Expires (UTC)"}
+
+
 class UserCreationForm(AdminUserCreationForm):
     class Meta:
         model = User
         fields = ("email",)
+        labels = USER_LABELS
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["usable_password"].label = "Signs in with a password"
+        self.fields["usable_password"].help_text = "Without one, the user calls the API with keys alone."
+
+
+class PasswordState(ReadOnlyPasswordHashWidget):
+    """Whether there is a password; the parameters of its hash help nobody."""
+
+    def get_context(self, name: str, value: Any, attrs: Any) -> dict[str, Any]:
+        context: dict[str, Any] = super().get_context(name, value, attrs)
+        is_set = bool(value) and is_password_usable(value)
+        context["summary"] = [{"label": "A password is set." if is_set else "None: no login, keys alone."}]
+        return context
 
 
 class UserForm(UserChangeForm):
     """Nobody closes the console to themselves by a slip."""
 
     asking: User
+
+    password = ReadOnlyPasswordHashField(widget=PasswordState)
+
+    class Meta(UserChangeForm.Meta):
+        labels = USER_LABELS
 
     def clean(self) -> dict[str, Any]:
         given: dict[str, Any] = super().clean() or self.cleaned_data
@@ -243,7 +276,7 @@ def usage_charts(rows: QuerySet[DailyUsage]) -> list[Chart]:
     found = [sums.get(day, {"all": 0, "failed": 0, "money": Decimal(0)}) for day in days]
     requests = [
         Series("Answered", [row["all"] - row["failed"] for row in found]),
-        Series("Errors", [row["failed"] for row in found]),
+        Series("Errors", [row["failed"] for row in found], is_bad=True),
     ]
     return [
         Chart("usage-requests", f"Requests, last {USAGE_DAYS} days", labels, requests, stacked=True),
@@ -294,6 +327,8 @@ def lockouts(email: str) -> list[AccessAttempt]:
 class UserAdmin(ConsoleAdmin, DjangoUserAdmin):
     form = UserForm
     add_form = UserCreationForm
+    add_form_template = "admin/accounts/user/add_form.html"
+    empty_help = "Nobody is here yet."
     change_password_form = AdminPasswordChangeForm
     list_display = ("email", "name", "role", "organization", "state", "budget", "key_count", "seen")
     list_filter = (StateFilter, BudgetFilter, "role", "organization")
@@ -499,7 +534,7 @@ class NewKeyForm(KeyForm):
     expires = forms.DateTimeField(
         required=False,
         widget=user_actions.DateTimeInput,
-        label="Closes at (UTC)",
+        label="Expires (UTC)",
         help_text="Empty is never, or as late as keys may live.",
     )
     ticket = forms.CharField(widget=forms.HiddenInput, initial=once.new_ticket)
@@ -548,6 +583,8 @@ class KeyAdmin(ConsoleAdmin):
 
     form = KeyForm
     list_display = ("name", "user", "token", "state", "last_used", "created")
+    empty_help = "A key opens the API to its user. It is shown once, when it is made."
+    search_help_text = "A part of the key's name, of its user's e-mail, or of the key as it is shown."
     list_select_related = ("user",)
     search_fields = ("name", "user__email", "token")
     autocomplete_fields = ("user",)

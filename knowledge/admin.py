@@ -15,7 +15,7 @@ from django.utils.safestring import SafeString
 
 from knowledge import console, indexing
 from knowledge.kinds import Kind
-from knowledge.models import Chunk, Collection, Document, DocumentQuerySet, Space
+from knowledge.models import Chunk, Collection, Document, DocumentQuerySet, Space, Status
 from opengate.console import ROW_ID, ConsoleAdmin
 from usage.admin import CappedPaginator, ReadOnlyAdmin
 
@@ -50,6 +50,8 @@ class CollectionAdmin(ConsoleAdmin):
     list_select_related = ("owner", "space__router", "next_space__router")
     list_per_page = 50
     search_fields = ("name", "owner__email")
+    search_help_text = "A part of the name, or of the owner's e-mail."
+    empty_help = "Users make collections in the playground or with POST /v1/collections; here you look after them."
     autocomplete_fields = ("owner",)
     readonly_fields = (
         "language",
@@ -97,17 +99,20 @@ class CollectionAdmin(ConsoleAdmin):
         address = reverse("admin:knowledge_document_changelist", query={"collection__id__exact": collection.pk})
         return format_html('<a href="{}">{}</a>', address, collection.document_count)
 
-    @admin.display(description="model", empty_value="none")
-    def embedded_by(self, collection: Collection) -> str | None:
-        return str(collection.space.router or "a deleted one") if collection.space else None
+    @admin.display(description="model")
+    def embedded_by(self, collection: Collection) -> str:
+        return str(collection.space.router or "a deleted one") if collection.space else "none"
 
-    @admin.display(description="changing to", empty_value="")
-    def changing_to(self, collection: Collection) -> str | None:
+    @admin.display(description="changing to")
+    def changing_to(self, collection: Collection) -> str:
+        return self._next_model(collection) or "–"
+
+    def _next_model(self, collection: Collection) -> str | None:
         return str(collection.next_space.router or "a deleted one") if collection.next_space else None
 
     @admin.display(description="model")
     def models(self, collection: Collection) -> str:
-        now, next = self.embedded_by(collection) or "none", self.changing_to(collection)
+        now, next = self.embedded_by(collection), self._next_model(collection)
         return f"{now} → {next}" if next else now
 
     @admin.display(description="search")
@@ -146,12 +151,14 @@ class DocumentAdmin(ConsoleAdmin):
     list_select_related = ("collection",)
     list_per_page = 50
     search_fields = ("name", "collection__name", "collection__owner__email")
+    search_help_text = "A part of the name, of the collection's name, or of its owner's e-mail."
+    empty_help = "Documents are the files of a collection: add some here, or on the collection's page."
     ordering = ("-id",)
     sortable_by = ("name", "created")
     actions = ("retry",)
     fields = readonly_fields = (
         *("name", "collection", "chunk_count", "kind", "file_size", "options", "metadata"),
-        *("deaths", "lease_expires", "created"),
+        *("crashes", "created"),
     )
     show_full_result_count = False
     show_facets = admin.ShowFacets.NEVER
@@ -174,8 +181,14 @@ class DocumentAdmin(ConsoleAdmin):
         return super().render_change_form(request, context, *args, **kwargs)
 
     @admin.display(description="status", ordering="status")
-    def state(self, document: Document) -> str:
-        return document.status if document.is_finished else f"{document.status}, {document.progress:.0%}"
+    def state(self, document: Document) -> SafeString:
+        level = {Status.READY: "good", Status.FAILED: "bad"}.get(Status(document.status), "")
+        words = document.status if document.is_finished else f"{document.status}, {document.progress:.0%}"
+        return format_html('<span class="badge {}">{}</span>', level, words)
+
+    @admin.display(description="crashes in a row")
+    def crashes(self, document: Document) -> int:
+        return document.deaths
 
     @admin.display(description="chunks")
     def chunk_count(self, document: Any) -> SafeString:
@@ -199,7 +212,8 @@ class ChunkAdmin(ReadOnlyAdmin):
     list_select_related = ("document", "collection")
     sortable_by = ()
     search_fields = ("=document__id",)
-    search_help_text = "The id of a document."
+    search_help_text = "The id of a document. A document's page leads to its chunks."
+    empty_help = "Chunks are the pieces of documents that a search finds."
     fields = readonly_fields = ("document", "collection", "number", "text", "metadata", "created")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Chunk]:
@@ -222,6 +236,7 @@ class SpaceAdmin(ReadOnlyAdmin):
     """Where vectors are compared, and how much of the truly nearest is found there."""
 
     list_display = ("id", "router", "dimensions", "vectors", "index", "found", "probed", "created")
+    empty_help = "The first collection that a model embeds makes its space."
     list_select_related = ("router",)
     sortable_by = ()
     actions = ("probe",)

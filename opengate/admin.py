@@ -7,6 +7,7 @@ from auditlog.admin import LogEntryAdmin as AuditlogLogEntryAdmin
 from auditlog.models import LogEntry
 from auditlog.registry import auditlog
 from axes.models import AccessAttempt, AccessFailureLog, AccessLog
+from django.apps import apps
 from django.conf import settings
 from django.contrib import admin
 from django.contrib.admin.forms import AdminAuthenticationForm
@@ -15,7 +16,9 @@ from django.core.exceptions import PermissionDenied, ValidationError
 from django.db.models import Max, Q, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
+from django.urls import reverse
 from django.utils import timezone
+from django.utils.html import format_html
 
 from accounts.models import Key, User
 from opengate.console import ROW_ID, ConsoleAdmin, PlainLookups
@@ -25,6 +28,12 @@ from usage.models import Limit
 
 SEARCHED_ENTRIES = 100_000  # the newest, for a text
 ABOUT_AT_MOST = 200  # rows that belong to one, or people whom a search finds
+
+# The packages' own names say how they work, and not what an administrator finds there.
+for package in ("auditlog", "axes"):
+    apps.get_app_config(package).verbose_name = "Security"
+LogEntry._meta.verbose_name, LogEntry._meta.verbose_name_plural = "change", "change log"
+AccessAttempt._meta.verbose_name, AccessAttempt._meta.verbose_name_plural = "failed login", "failed logins"
 
 admin.site.unregister(LogEntry)
 for theirs in (AccessAttempt, AccessFailureLog, AccessLog):  # of axes, we keep failed attempts alone
@@ -47,9 +56,11 @@ admin.site.login_form = SignInForm
 class FailedLoginAdmin(ConsoleAdmin):
     """Mistaken passwords, by account and address. To let somebody try again, delete them."""
 
-    list_display = ("attempt_time", "username", "ip_address", "failures_since_start", "state")
+    list_display = ("attempt_time", "email", "ip_address", "mistakes", "state")
     search_fields = ("username", "ip_address")
-    fields = readonly_fields = (*list_display, "user_agent", "path_info")
+    search_help_text = "A part of the e-mail or of the address that it was tried from."
+    empty_help = "Nobody has mistaken a password."
+    fields = readonly_fields = (*list_display, "browser", "page")
     show_full_result_count = False
 
     def has_add_permission(self, request: HttpRequest) -> bool:
@@ -58,10 +69,27 @@ class FailedLoginAdmin(ConsoleAdmin):
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
 
+    @admin.display(description="e-mail")
+    def email(self, attempt: AccessAttempt) -> str:
+        return attempt.username or "–"
+
+    @admin.display(description="mistakes")
+    def mistakes(self, attempt: AccessAttempt) -> int:
+        return int(attempt.failures_since_start)
+
+    @admin.display(description="browser")
+    def browser(self, attempt: AccessAttempt) -> str:
+        return attempt.user_agent or "–"
+
+    @admin.display(description="page")
+    def page(self, attempt: AccessAttempt) -> str:
+        return attempt.path_info or "–"
+
     @admin.display
     def state(self, attempt: AccessAttempt) -> str:
         is_full = attempt.failures_since_start >= settings.AXES_FAILURE_LIMIT
-        return "locked out" if is_full and attempt.attempt_time > timezone.now() - settings.AXES_COOLOFF_TIME else ""
+        is_locked = is_full and attempt.attempt_time > timezone.now() - settings.AXES_COOLOFF_TIME
+        return "locked out" if is_locked else "may try again"
 
 
 class ModelFilter(admin.SimpleListFilter):
@@ -107,12 +135,13 @@ class AboutFilter(admin.SimpleListFilter):
 class LogEntryAdmin(PlainLookups, AuditlogLogEntryAdmin):
     """Who changed what. Read-only: history is not edited."""
 
-    list_display = ["timestamp", "who", "action", "resource_url", "msg_short"]
+    rows_name = "changes"
+    list_display = ["moment", "who", "action", "what", "changed"]
     list_filter = ["action", ModelFilter, AboutFilter, "timestamp"]
     list_select_related = ["content_type"]
     search_fields = ["object_repr"]
     search_help_text = "A request id, a part of the e-mail of who did it, or of the name of what changed lately."
-    readonly_fields = ["timestamp", "who", "action", "resource_url", "remote_addr", "cid", "msg"]
+    readonly_fields = ["moment", "who", "action", "what", "address", "request_id", "msg"]
     fieldsets = [(None, {"fields": tuple(readonly_fields)})]
     sortable_by = ()
     date_hierarchy = None  # type: ignore[assignment]  # it would read every entry
@@ -134,6 +163,40 @@ class LogEntryAdmin(PlainLookups, AuditlogLogEntryAdmin):
         text = Q(object_repr__icontains=term) | Q(actor_email__icontains=term)
         people = list(User.objects.filter(email__icontains=term).values_list("pk", flat=True)[:ABOUT_AT_MOST])
         return queryset.filter(Q(text, pk__gt=newest - SEARCHED_ENTRIES) | Q(actor__in=people)), False
+
+    def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> Any:
+        return super().changelist_view(request, {"title": "Change log", **(extra_context or {})})
+
+    def change_view(self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: Any = None) -> Any:
+        return super().change_view(
+            request, object_id, form_url, {"title": "Change", "shows_history": False, **(extra_context or {})}
+        )
+
+    @admin.display(description="time (UTC)")
+    def moment(self, entry: LogEntry) -> str:
+        return f"{entry.timestamp:%Y-%m-%d %H:%M:%S}"
+
+    @admin.display(description="what")
+    def what(self, entry: LogEntry) -> Any:
+        """The row by its kind and name, with a way to its page where it has one."""
+        kind = entry.content_type.model_class()
+        name = kind._meta.verbose_name if kind else entry.content_type.model
+        if kind is None or not admin.site.is_registered(kind):
+            return f"{name} {entry.object_repr}"
+        address = reverse(f"admin:{kind._meta.app_label}_{kind._meta.model_name}_change", args=[entry.object_pk])
+        return format_html('{} <a href="{}">{}</a>', name, address, entry.object_repr)
+
+    @admin.display(description="changed")
+    def changed(self, entry: LogEntry) -> str:
+        return ", ".join(entry.changes_dict) if entry.action == LogEntry.Action.UPDATE else ""
+
+    @admin.display(description="from address")
+    def address(self, entry: LogEntry) -> str:
+        return entry.remote_addr or "–"
+
+    @admin.display(description="request id")
+    def request_id(self, entry: LogEntry) -> str:
+        return entry.cid or "–"
 
     @admin.display(description="who")
     def who(self, entry: LogEntry) -> str:

@@ -10,10 +10,14 @@ Value = int | float | Decimal | None
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line, or the bars of one colour; a value for each label of its chart, None where nothing is known."""
+    """One line, or the bars of one colour; a value for each label of its chart, None where nothing is known.
+
+    What `is_bad` counts failures, and is drawn in the colour of those.
+    """
 
     name: str
     values: Sequence[Value]
+    is_bad: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 from auditlog.mixins import AuditlogHistoryAdminMixin
@@ -11,13 +12,21 @@ from django.contrib.admin import helpers
 from django.contrib.admin.utils import unquote
 from django.contrib.admin.widgets import AutocompleteSelect
 from django.core.exceptions import PermissionDenied
-from django.db import IntegrityError, connection
+from django.db import IntegrityError, connection, models
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
+from django.utils.text import capfirst
 
 from opengate.request_id import current_request
 
 SECTIONS = ("routing", "accounts", "usage", "knowledge", "auditlog", "axes")  # apps in the order of the menu
+PAGES_OF_SECTION = (  # and what each has, the most used first
+    *("Router", "Provider"),
+    *("User", "Key", "Role", "Organization"),
+    *("UsageRecord", "DailyUsage", "Limit", "Reservation"),
+    *("Collection", "Document", "Chunk", "Space"),
+    *("LogEntry", "AccessAttempt"),
+)
 
 ROW_ID = re.compile("[0-9]{1,18}")  # int() reads more than that
 
@@ -38,8 +47,24 @@ class Console(admin.AdminSite):
         return super().index(request, dashboard.context(request) | dict(extra_context or {}))
 
     def get_app_list(self, request: HttpRequest, app_label: str | None = None) -> list[Any]:
-        found = super().get_app_list(request, app_label)
-        return sorted(found, key=lambda app: SECTIONS.index(app["app_label"]))
+        """Sections of the same name are one in the menu."""
+        found: dict[str, Any] = {}
+        for app in sorted(super().get_app_list(request, app_label), key=lambda app: SECTIONS.index(app["app_label"])):
+            section = found.setdefault(str(app["name"]), app)
+            if section is not app:
+                section["models"] += app["models"]
+            section["models"].sort(key=lambda model: PAGES_OF_SECTION.index(model["object_name"]))
+        return list(found.values())
+
+
+class PlainDecimal(forms.DecimalField):
+    """Shows 0.54, and not 0.540000."""
+
+    def prepare_value(self, value: Any) -> Any:
+        return f"{value.normalize():f}" if isinstance(value, Decimal) and value.is_finite() else value
+
+
+PLAIN_NUMBERS: Mapping[Any, Any] = {models.DecimalField: {"form_class": PlainDecimal}}
 
 
 class ReadonlyField(helpers.AdminReadonlyField):
@@ -78,6 +103,13 @@ class ConsoleAdmin(PlainLookups, AuditlogHistoryAdminMixin, admin.ModelAdmin):
     """A page whose history is the log of changes, signed whether they came by the console, the API or a command."""
 
     show_facets = admin.ShowFacets.NEVER  # counts beside filters read whole tables
+    formfield_overrides = dict(PLAIN_NUMBERS)
+    empty_help = ""  # what to do where the list has nothing yet
+
+    def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> Any:
+        """Titled as the menu calls it."""
+        title = capfirst(self.opts.verbose_name_plural)
+        return super().changelist_view(request, {"title": title, **(extra_context or {})})
 
     def get_ordering(self, request: HttpRequest) -> Any:
         """Said outright: a list that counts what hangs on its rows would forget the model's own order."""
@@ -113,6 +145,8 @@ class ConsoleAdmin(PlainLookups, AuditlogHistoryAdminMixin, admin.ModelAdmin):
 
     def render_change_form(self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any) -> HttpResponse:
         context["shows_history"] = self.may_read_history(request)
+        if context["original"] is not None and str(context["title"]).endswith(f" {self.opts.verbose_name}"):
+            context |= {"title": capfirst(self.opts.verbose_name)}  # no verb: those who may not change it see it too
         return super().render_change_form(request, context, *args, **kwargs)
 
 

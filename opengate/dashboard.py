@@ -182,9 +182,10 @@ def _charts(period: Period, first: datetime, now: datetime, points: Mapping[date
         return Series(name, [getattr(one, field) for one in sums])
 
     answered = Series("Answered", [one.requests - one.errors for one in sums])
+    errors = Series("Errors", [one.errors for one in sums], is_bad=True)
     tokens = [line("Prompt", "prompt_tokens"), line("Completion", "completion_tokens")]
     return [
-        Chart("requests", "Requests", labels, [answered, line("Errors", "errors")], stacked=True),
+        Chart("requests", "Requests", labels, [answered, errors], stacked=True),
         Chart("tokens", "Tokens", labels, tokens, stacked=True),
         Chart("cost", "Cost", labels, [line("Cost", "cost")]),
         Chart("carbon", "Carbon", labels, [line("Carbon", "gco2eq")], unit="gCO2eq"),

@@ -228,6 +228,7 @@ LOGIN_REDIRECT_URL = "admin:index"
 
 # Only the playground asks what its reader speaks; the API and the console are English.
 LANGUAGE_CODE = "en"
+FORMAT_MODULE_PATH = ["opengate.formats"]
 LANGUAGES = [("en", "English"), ("fr", "Français")]
 LOCALE_PATHS = [BASE_DIR / "opengate" / "locale"]  # its words win over those of the packages
 LANGUAGE_COOKIE_NAME = "playground_language"

@@ -21,7 +21,7 @@ from django.utils.safestring import SafeString
 
 from accounts.models import Role
 from inference import discovery, trials
-from opengate.console import ROW_ID, ConsoleAdmin, MergingForm, RacedAdmin, shortened
+from opengate.console import PLAIN_NUMBERS, ROW_ID, ConsoleAdmin, MergingForm, RacedAdmin, shortened
 from opengate.encryption import mask
 from opengate.errors import APIError
 from opengate.templatetags.figures import amount
@@ -58,7 +58,7 @@ class ProviderForm(MergingForm):
         validators=Provider._meta.get_field("key").validators,
         widget=forms.PasswordInput(attrs={"autocomplete": "new-password"}),
     )
-    remove_key = forms.BooleanField(required=False)
+    remove_key = forms.BooleanField(required=False, label="Remove the stored key")
 
     class Meta:
         model = Provider
@@ -77,6 +77,24 @@ class ProviderForm(MergingForm):
             "qos_limit",
         )
         widgets = {"model_hosting_zone": LongSelect}
+        labels = {
+            "url": "Address",
+            "timeout": "Timeout, seconds",
+            "model_hosting_zone": "Country",
+            "model_total_params": "Parameters",
+            "model_active_params": "Active parameters",
+            "cost_prompt_tokens": "Upstream's price, prompt tokens",
+            "cost_completion_tokens": "Upstream's price, completion tokens",
+            "qos_metric": "QoS metric",
+            "qos_limit": "QoS limit",
+        }
+        help_texts = {
+            "timeout": "",
+            "model_hosting_zone": "Where the model runs, for its carbon: a code of ISO 3166-1, such as FRA, or WOR for "
+            "the world's average.",
+            "model_total_params": "Billions; 0 is unknown.",
+            "model_active_params": "Billions that a token uses; 0 is unknown.",
+        }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -144,6 +162,16 @@ class RouterForm(MergingForm):
     class Meta:
         model = Router
         fields = ("name", "type", "load_balancing_strategy", "cost_prompt_tokens", "cost_completion_tokens")
+        labels = {
+            "load_balancing_strategy": "Load balancing",
+            "cost_prompt_tokens": "Price, prompt tokens",
+            "cost_completion_tokens": "Price, completion tokens",
+        }
+        help_texts = {
+            "name": "What callers write as the model.",
+            "cost_prompt_tokens": "Of a million; 0 is free.",
+            "cost_completion_tokens": "Of a million; 0 is free.",
+        }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -312,6 +340,7 @@ class ProviderInline(admin.StackedInline):
     form = ProviderForm
     formset = ProviderFormSet
     extra = 0
+    formfield_overrides = dict(PLAIN_NUMBERS)
     fields = PROVIDER_FIELDS
     template = "admin/routing/router/providers.html"
 
@@ -327,6 +356,8 @@ class RouterAdmin(RacedAdmin):
     list_filter = ("type",)
     list_per_page = 50
     search_fields = ("name", "names__value")
+    search_help_text = "A part of a name or an alias."
+    empty_help = "A router is the name that callers use for a model; its providers are where the model runs."
     fieldsets = (
         (
             None,
@@ -436,9 +467,11 @@ class ProviderAdmin(RacedAdmin):
         "circuit",
         "inflight",
         "qos",
-        "url",
-        "model_hosting_zone",
+        "address",
+        "country",
     )
+    empty_help = "A provider is an upstream that serves a router's model."
+    search_help_text = "A part of the model's name, the address or the router's name."
     list_filter = ("type", "router")
     list_select_related = ("router",)
     search_fields = ("model_name", "url", "router__name")
@@ -473,6 +506,14 @@ class ProviderAdmin(RacedAdmin):
     @admin.display(description="QoS", ordering="qos_metric")
     def qos(self, provider: Provider) -> str:
         return f"{provider.qos_metric} {provider.qos_limit:g}" if provider.qos_metric else "–"
+
+    @admin.display(description="address", ordering="url")
+    def address(self, provider: Provider) -> str:
+        return provider.url
+
+    @admin.display(description="country", ordering="model_hosting_zone")
+    def country(self, provider: Provider) -> str:
+        return provider.model_hosting_zone
 
     @admin.display(description="in flight")
     def inflight(self, provider: Provider) -> str:

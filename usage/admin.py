@@ -20,7 +20,7 @@ from django.utils.html import format_html
 from psycopg.errors import QueryCanceled
 
 from accounts.models import Organization, User
-from opengate.console import ConsoleAdmin
+from opengate.console import PLAIN_NUMBERS, ConsoleAdmin, PlainDecimal
 from opengate.csv_export import rows_as_csv
 from opengate.fields import MAX_AMOUNT
 from opengate.templatetags.figures import amount, milliseconds
@@ -36,10 +36,12 @@ class LimitAdmin(ConsoleAdmin):
     list_select_related = ("role", "router")
     autocomplete_fields = ("role", "router")
     search_fields = ("role__name", "router__name")
+    search_help_text = "A part of the role's or the router's name. All limits of a role are on its page, too."
+    empty_help = "Without limits no role may use any router. They are set on the pages of roles and routers."
 
     @admin.display(description="value", ordering="value")
     def limit_value(self, limit: Limit) -> str:
-        return limit.shown_value
+        return limit.shown_value if not limit.value else amount(limit.value)
 
 
 ALLOWANCE_FIELDS = ("allowance", "carbon_allowance", "period", "time_zone", "refill_day", "refill_hour")
@@ -48,7 +50,7 @@ ALLOWANCE_FIELDS = ("allowance", "carbon_allowance", "period", "time_zone", "ref
 class AccountForm(forms.ModelForm):
     """What is left, and what refills it. Calls go on meanwhile: what nobody changed in the form is left alone."""
 
-    budget = forms.DecimalField(
+    budget = PlainDecimal(
         max_digits=24,
         decimal_places=6,
         min_value=0,
@@ -58,7 +60,7 @@ class AccountForm(forms.ModelForm):
         label="Left to spend",
         help_text="Empty is unlimited, 0 closes every model that has a price.",
     )
-    carbon_budget = forms.DecimalField(
+    carbon_budget = PlainDecimal(
         max_digits=24,
         decimal_places=6,
         min_value=0,
@@ -78,6 +80,7 @@ class AccountForm(forms.ModelForm):
     class Meta:
         model = Account
         fields = ALLOWANCE_FIELDS
+        labels = {"carbon_allowance": "Carbon allowance, g", "period": "Refills every"}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -114,20 +117,36 @@ class AccountInline(admin.StackedInline):
     form = AccountForm
     can_delete = False
     verbose_name = "budgets"
-    readonly_fields = ("reserved", "spent", "carbon_reserved", "carbon_spent", "next_refill")
+    formfield_overrides = dict(PLAIN_NUMBERS)
+    readonly_fields = ("held", "used", "held_carbon", "used_carbon", "next_refill")
     fields = (
-        ("budget", "reserved", "spent"),
-        ("carbon_budget", "carbon_reserved", "carbon_spent"),
+        ("budget", "held", "used"),
+        ("carbon_budget", "held_carbon", "used_carbon"),
         ("allowance", "carbon_allowance", "period"),
         ("time_zone", "refill_day", "refill_hour", "next_refill"),
     )
 
-    @admin.display(empty_value="never")
-    def next_refill(self, account: Account) -> str | None:
+    @admin.display(description="reserved")
+    def held(self, account: Account) -> str:
+        return amount(account.reserved)
+
+    @admin.display(description="spent, ever")
+    def used(self, account: Account) -> str:
+        return amount(account.spent)
+
+    @admin.display(description="reserved, g")
+    def held_carbon(self, account: Account) -> str:
+        return amount(account.carbon_reserved)
+
+    @admin.display(description="spent, g")
+    def used_carbon(self, account: Account) -> str:
+        return amount(account.carbon_spent)
+
+    def next_refill(self, account: Account) -> str:
         """By the clock that counts."""
         if account.refills is None:
-            return None
-        return f"{account.refills.astimezone(ZoneInfo(account.time_zone)):%d %B %Y, %H:%M} {account.time_zone}"
+            return "never"
+        return f"{account.refills.astimezone(ZoneInfo(account.time_zone)):%Y-%m-%d %H:%M} {account.time_zone}"
 
 
 class CappedPaginator(Paginator):
@@ -163,10 +182,28 @@ class ReadOnlyAdmin(ConsoleAdmin):
 class ReservationAdmin(ReadOnlyAdmin):
     """What calls under way may cost; one that expires is settled at that."""
 
-    list_display = ("created", "user", "router", "cost", "gco2eq", "prompt_tokens", "completion_tokens", "expires")
+    list_display = ("created", "user", "router", "money", "carbon", "prompts", "completions", "expires")
+    empty_help = "No call is under way that has a budget to ask."
+    search_help_text = "A request id, or a part of the user's e-mail."
     list_select_related = ("user",)
     search_fields = ("=request_id", "user__email")
     fields = readonly_fields = ("request_id", "key", *list_display)
+
+    @admin.display(description="cost")
+    def money(self, reservation: Reservation) -> str:
+        return amount(reservation.cost)
+
+    @admin.display(description="carbon, g")
+    def carbon(self, reservation: Reservation) -> str:
+        return amount(reservation.gco2eq)
+
+    @admin.display(description="prompt tokens")
+    def prompts(self, reservation: Reservation) -> str:
+        return amount(reservation.prompt_tokens)
+
+    @admin.display(description="completion tokens")
+    def completions(self, reservation: Reservation) -> str:
+        return amount(reservation.completion_tokens)
 
     def router(self, reservation: Reservation) -> str:
         return str(reservation.record["router_name"])
@@ -221,6 +258,7 @@ class UsageRecordAdmin(ReadOnlyAdmin):
         "latency",
     )
     list_display_links = ("moment",)
+    empty_help = "Once a model was called, its requests are here."
     sortable_by = ()  # the table is sorted by nothing but time
     fields = readonly_fields = tuple(field.name for field in UsageRecord._meta.fields if not field.is_relation)
 
@@ -296,22 +334,44 @@ class DailyUsageAdmin(ReadOnlyAdmin):
     list_display = (
         "day",
         "user_email",
-        "key_name",
-        "organization_name",
         "router_name",
-        "provider_model_name",
-        "endpoint",
         "requests",
         "errors",
-        "prompt_tokens",
-        "completion_tokens",
-        "cost",
-        "gco2eq",
+        "prompts",
+        "completions",
+        "money",
+        "carbon",
+        "key_name",
+        "organization_name",
+        "provider_model_name",
+        "endpoint",
     )
+    rows_name = "sums"
+    empty_help = "The first call of a day begins its sums."
     sortable_by = ()
     search_fields = ("user_email",)
     search_help_text = "A whole e-mail, or a whole name of a router or an organization."
-    fields = readonly_fields = (*list_display, "kwh", "records_deleted")
+    fields = readonly_fields = (*list_display, "energy", "records_deleted")
+
+    @admin.display(description="prompt tokens")
+    def prompts(self, usage: DailyUsage) -> str:
+        return amount(usage.prompt_tokens)
+
+    @admin.display(description="completion tokens")
+    def completions(self, usage: DailyUsage) -> str:
+        return amount(usage.completion_tokens)
+
+    @admin.display(description="cost")
+    def money(self, usage: DailyUsage) -> str:
+        return amount(usage.cost)
+
+    @admin.display(description="carbon, g")
+    def carbon(self, usage: DailyUsage) -> str:
+        return amount(usage.gco2eq)
+
+    @admin.display(description="energy, kWh")
+    def energy(self, usage: DailyUsage) -> str:
+        return amount(usage.kwh)
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[DailyUsage], search_term: str

@@ -416,6 +416,7 @@ class UsageRecord(models.Model):
     flight = models.JSONField("flight record", null=True, help_text="How the call went, step by step.")
 
     class Meta:
+        verbose_name = "request"
         ordering: ClassVar[list[str]] = ["-created", "-id"]
         indexes = [
             # With the status, so that a user's answered calls are counted in the index.

@@ -15,7 +15,7 @@
     const quiet = colour("--body-quiet-color");
     const line = colour("--hairline-color");
     const datasets = told.series.map((series, index) => {
-      const own = colour(`--series-${(index % 6) + 1}`);
+      const own = colour(series.is_bad ? "--series-bad" : `--series-${(index % 6) + 1}`);
       return {
         label: series.name, data: series.values, borderColor: own, backgroundColor: told.kind === "bar" ? own : `${own}22`,
         borderWidth: 2, pointRadius: series.values.length > 40 ? 0 : 2, tension: 0.25, maxBarThickness: 28, borderRadius: 3, spanGaps: true,
@@ -33,7 +33,7 @@
         },
         scales: {
           x: { stacked: told.stacked, grid: { display: false }, ticks: { color: quiet, maxRotation: 0, autoSkipPadding: 12 }, border: { color: line } },
-          y: { stacked: told.stacked, beginAtZero: true, grid: { color: line }, ticks: { color: quiet, maxTicksLimit: 6, callback: (value) => number(value) }, border: { display: false } },
+          y: { stacked: told.stacked, beginAtZero: true, title: { display: Boolean(told.unit), text: told.unit, color: quiet }, grid: { color: line }, ticks: { color: quiet, maxTicksLimit: 6, callback: (value) => number(value) }, border: { display: false } },
         },
       },
     }));

@@ -4,7 +4,7 @@ import asyncio
 import json
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -31,7 +31,7 @@ class Received:
 class Reply:
     """What to answer: `chunks` one by one, `gap` seconds apart, then the end, a cut connection, or silence."""
 
-    chunks: Sequence[bytes]
+    chunks: Iterable[bytes]
     status: int = 200
     content_type: str = JSON
     headers: dict[str, str] = field(default_factory=dict)

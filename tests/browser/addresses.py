@@ -9,14 +9,15 @@ from django.contrib import admin
 from django.db.models import Model
 from django.urls import URLPattern, URLResolver, get_resolver, reverse
 
-from accounts.models import User
+from accounts.models import Key, User
 
 # What is asked by scripts and forms, and not looked at.
 NO_PAGES = {"admin:autocomplete", "admin:jsi18n", "admin:logout", "admin:view_on_site", "openapi"}
+NO_PAGES |= {"admin:knowledge_collection_progress", "admin:knowledge_document_progress"}  # parts of pages
 NO_PAGES |= {"health", "health-ready", "metrics"}
 AGAIN = ("_auditlog",)  # the history under its other address
 # Whose rows these pages show, where their name does not say it.
-SHOWS: dict[str, type[Model]] = {"admin:auth_user_password_change": User}
+SHOWS: dict[str, type[Model]] = {"admin:auth_user_password_change": User, "playground:revoke": Key}
 PARAMETERS: dict[str, list[dict[str, Any]]] = {
     "admin:app_list": [{"app_label": name} for name in ("accounts", "knowledge", "routing", "usage")],
 }

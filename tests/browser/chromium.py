@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import BrowserContext, ConsoleMessage, Page, Request, Response
+from playwright.sync_api import BrowserContext, ConsoleMessage, Locator, Page, Request, Response
 
 AXE = (Path(__file__).parent / "axe.js").read_text()
 GRAVE = {"serious", "critical"}
@@ -69,5 +69,25 @@ def accessibility_faults(page: Page, *, only: str | None = None) -> list[str]:
 
 
 def is_too_wide(page: Page) -> bool:
-    """Whether the page scrolls sideways."""
-    return bool(page.evaluate("document.scrollingElement.scrollWidth > window.innerWidth"))
+    """Whether the page scrolls sideways, and goes on doing so: charts take a moment to fit."""
+    stays = """async () => {
+        for (let frame = 0; frame < 30; frame++) {
+            if (document.scrollingElement.scrollWidth <= window.innerWidth) return false;
+            await new Promise(requestAnimationFrame);
+        }
+        return true;
+    }"""
+    return bool(page.evaluate(stays))
+
+
+def is_drawn(canvas: Locator) -> bool:
+    """Whether anything is on the canvas, once it has the time."""
+    drawn = """async canvas => {
+        for (let frame = 0; frame < 200; frame++) {
+            const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+            if (data.some(value => value)) return true;
+            await new Promise(requestAnimationFrame);
+        }
+        return false;
+    }"""
+    return bool(canvas.evaluate(drawn))

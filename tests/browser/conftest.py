@@ -66,10 +66,10 @@ def as_admin(page: Page, admin: User) -> Page:
 
 def sign_in(page: Page, email: str) -> None:
     page.goto("/admin/login/?next=/admin/")
-    page.get_by_label("E-mail").fill(email)
-    page.get_by_label("Password").fill(PASSWORD)
-    page.get_by_role("button", name="Log in").click()
-    expect(page.get_by_role("button", name="Log out")).to_be_visible()
+    page.locator("#id_username").fill(email)
+    page.locator("#id_password").fill(PASSWORD)
+    page.locator("#login-form [type=submit]").click()
+    expect(page.locator("#logout-form")).to_be_visible()
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from axes.models import AccessAttempt
 from django.db import models
 from django.utils import timezone
 
-from accounts.models import Key, Organization, Permission, Role
+from accounts.models import Key, Organization, Permission, Role, User
 from knowledge.models import Chunk, Collection, Document, Space
 from routing.models import Provider, Router, RouterName
 from tests.conftest import person
@@ -28,16 +28,17 @@ TEXTS = (
 MARKUP = TEXTS[0]
 
 
-def seed(upstream_url: str) -> None:
-    """Rows of all models of the console, seven and more of those that have names."""
+def seed(upstream_url: str, reader: User) -> None:
+    """Rows of all models of the console, seven and more of those that have names; some for the reader's own pages."""
+    Key.objects.issue(reader, MARKUP)
     for number, text in enumerate(TEXTS):
-        _seed(number, text, upstream_url)
+        _seed(number, text, upstream_url, reader)
     AccessAttempt.objects.create(
         username=MARKUP, user_agent=MARKUP, path_info=MARKUP, http_accept=MARKUP, failures_since_start=3
     )
 
 
-def _seed(number: int, text: str, upstream_url: str) -> None:
+def _seed(number: int, text: str, upstream_url: str, reader: User) -> None:
     organization = Organization.objects.create(name=text)
     role = Role.objects.create(name=text, permissions=Permission.values)
     user = person(text[:254], role, organization=organization, name=text)
@@ -48,7 +49,8 @@ def _seed(number: int, text: str, upstream_url: str) -> None:
     # The address is one that no form would take.
     url = f"{upstream_url}{text}" if number else "javascript:window.hacked=1"
     provider = Provider.objects.create(router=router, type="openai", url=url, model_name=text, key="secret", user=user)
-    Limit.objects.open_router(role, router, number * 1000 or None)
+    for one in (role, reader.role):
+        Limit.objects.open_router(one, router, number * 1000 or None)
 
     embeddings = Router.objects.create(name=f"{text[:244]} embeds", type="text-embeddings-inference")
     Provider.objects.create(router=embeddings, type="openai", url=upstream_url, model_name=text)
@@ -82,7 +84,7 @@ def _seed(number: int, text: str, upstream_url: str) -> None:
         "cost": "0.5",
         "gco2eq": "1.5",
     }
-    ledger.store([record(uuid4().hex, user=user, created=now.isoformat(), **call)])
+    ledger.store([record(uuid4().hex, user=one, created=now.isoformat(), **call) for one in (user, reader)])
     under_way = record(uuid4().hex, user=user, created=now.isoformat(), **call)
     Reservation.objects.create(
         request_id=under_way["request_id"],

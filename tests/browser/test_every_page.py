@@ -16,6 +16,35 @@ FOREIGN = {"docs", "redoc"}
 PARTS = ("accounts", "knowledge", "routing", "usage", "the rest")
 
 
+# What refuses even an administrator who opens it: it is only sent to, or it is history and rows that others make.
+SENT_TO = {
+    "admin:accounts_user_keys",
+    "admin:accounts_user_unlock",
+    "admin:knowledge_collection_reembed",
+    "admin:knowledge_document_retry",
+    "admin:routing_provider_test",
+    "admin:routing_router_test",
+    "playground:logout",
+}
+MADE_ELSEWHERE = {
+    "admin:auditlog_logentry_add",
+    "admin:auditlog_logentry_delete",
+    "admin:axes_accessattempt_add",
+    "admin:knowledge_chunk_add",
+    "admin:knowledge_chunk_delete",
+    "admin:knowledge_collection_add",
+    "admin:knowledge_space_add",
+    "admin:knowledge_space_delete",
+    "admin:usage_dailyusage_add",
+    "admin:usage_dailyusage_delete",
+    "admin:usage_reservation_add",
+    "admin:usage_reservation_delete",
+    "admin:usage_usagerecord_add",
+    "admin:usage_usagerecord_delete",
+}
+REFUSED = dict.fromkeys(SENT_TO, 405) | dict.fromkeys(MADE_ELSEWHERE, 403)
+
+
 def names_it(shown: Address) -> bool:
     """Whether the hostile name must be on the page."""
     if shown.name.endswith("_changelist"):
@@ -45,13 +74,13 @@ def faults(page: Page, watch: Watch, shown: Address, known_kinds: set[str]) -> l
             return []  # a file
         raise
     assert answer is not None
-    if answer.status in (403, 405):  # nobody may, or it is only sent to
+    if answer.status == REFUSED.get(shown.name):
         page.evaluate("0")
         del watch.troubles[known:]
         return []
+    if answer.status != 200 or shown.name in REFUSED:
+        return [f"status {answer.status}"]
     found: list[str] = []
-    if answer.status != 200:
-        found.append(f"status {answer.status}")
     if names_it(shown) and MARKUP not in seen(page):
         found.append("the hostile name is not shown as it is")
     if page.evaluate("'hacked' in window"):
@@ -79,11 +108,13 @@ def faults(page: Page, watch: Watch, shown: Address, known_kinds: set[str]) -> l
 SCRIPTED = """() => [...document.querySelectorAll("[href], [src], [action], [formaction]")]
   .flatMap(element => ["href", "src", "action", "formaction"].map(name => element.getAttribute(name)))
   .filter(address => address && address.trim().toLowerCase().startsWith("javascript:"))"""
-TOO_WIDE = """() => [...document.querySelectorAll("body, body *")].filter(element => {
+TOO_WIDE = """() => {
+  const cut = element => element && (getComputedStyle(element).overflowX !== "visible" || cut(element.parentElement));
+  return [...document.querySelectorAll("body *")].filter(element => {
     const {left, right} = element.getBoundingClientRect();
     const overflows = getComputedStyle(element).overflowX === "visible" && left + element.scrollWidth;
-    return Math.max(right, overflows) > window.innerWidth + 1;
-  }).slice(-3).map(element => element.outerHTML.slice(0, 160))"""
+    return Math.max(right, overflows) > window.innerWidth + 1 && !cut(element.parentElement);
+  }).slice(-3).map(element => element.outerHTML.slice(0, 160)); }"""
 SEEN = """() => document.body.innerText + [...document.querySelectorAll("input, textarea")].map(field => field.value)"""
 
 
@@ -92,8 +123,8 @@ def seen(page: Page) -> str:
 
 
 @pytest.fixture
-def hostile(gateway, upstream) -> None:
-    seed(upstream.url)
+def hostile(gateway, upstream, admin) -> None:
+    seed(upstream.url, admin)
 
 
 @pytest.mark.parametrize("part", PARTS)

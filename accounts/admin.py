@@ -116,7 +116,6 @@ class RoleAdmin(RacedAdmin):
     list_display = ("name", "permission_names", "open_routers", "user_count", "updated")
     empty_help = "A role says what its users may do, and how much they may ask of each router. Every user has one."
     search_fields = ("name",)
-    list_per_page = 50
     readonly_fields = ("created", "updated")
     fieldsets = (
         (None, {"fields": ("name", "permissions", ("created", "updated"))}),
@@ -335,7 +334,6 @@ class UserAdmin(ConsoleAdmin, DjangoUserAdmin):
     list_select_related = ("role", "organization", "account")
     show_facets = admin.ShowFacets.NEVER
     show_full_result_count = False
-    list_per_page = 50
     search_fields = ("email", "name")
     search_help_text = "A part of the e-mail, the name, or a key as it is shown: sk-3sQ0v...x1Y2z3A4."
     ordering = ("email",)

@@ -48,7 +48,6 @@ class CollectionAdmin(ConsoleAdmin):
     )
     list_filter = ("visibility", "language", SpaceFilter)
     list_select_related = ("owner", "space__router", "next_space__router")
-    list_per_page = 50
     search_fields = ("name", "owner__email")
     search_help_text = "A part of the name, or of the owner's e-mail."
     empty_help = "Users make collections in the playground or with POST /v1/collections; here you look after them."
@@ -149,7 +148,6 @@ class DocumentAdmin(ConsoleAdmin):
     list_display = ("name", "collection", "state", "chunk_count", "file_size", "error", "created")
     list_filter = ("status", KindFilter)
     list_select_related = ("collection",)
-    list_per_page = 50
     search_fields = ("name", "collection__name", "collection__owner__email")
     search_help_text = "A part of the name, of the collection's name, or of its owner's e-mail."
     empty_help = "Documents are the files of a collection: add some here, or on the collection's page."

@@ -147,7 +147,6 @@ class LogEntryAdmin(PlainLookups, AuditlogLogEntryAdmin):
     date_hierarchy = None  # type: ignore[assignment]  # it would read every entry
     show_full_result_count = False
     show_facets = admin.ShowFacets.NEVER
-    list_per_page = 50
     paginator = CappedPaginator
 
     def get_search_results(

@@ -13,8 +13,11 @@ from django.contrib.admin.utils import unquote
 from django.contrib.admin.widgets import AutocompleteSelect
 from django.core.exceptions import PermissionDenied
 from django.db import IntegrityError, connection, models
+from django.forms.utils import flatatt
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString
 from django.utils.text import capfirst
 
 from opengate.request_id import current_request
@@ -102,6 +105,7 @@ class RowSelect(AutocompleteSelect):
 class ConsoleAdmin(PlainLookups, AuditlogHistoryAdminMixin, admin.ModelAdmin):
     """A page whose history is the log of changes, signed whether they came by the console, the API or a command."""
 
+    list_per_page = 50  # what a page takes is the writing of its rows
     show_facets = admin.ShowFacets.NEVER  # counts beside filters read whole tables
     formfield_overrides = dict(PLAIN_NUMBERS)
     empty_help = ""  # what to do where the list has nothing yet
@@ -175,6 +179,19 @@ class RacedAdmin(ConsoleAdmin):
         if request.method == "POST" and connection.in_atomic_block and ROW_ID.fullmatch(object_id):
             self.model._default_manager.select_for_update(no_key=True).filter(pk=object_id).first()
         return super().get_object(request, object_id, from_field)
+
+
+class LongSelect(forms.Select):
+    """Hundreds of choices, written at once: Django renders a template for each."""
+
+    def render(self, name: str, value: Any, attrs: Any = None, renderer: Any = None) -> SafeString:
+        given = self.build_attrs(self.attrs, attrs)
+        chosen = {str(one) for one in self.format_value(value)}
+        rows = (
+            (key, format_html(" selected{}", "") if str(key) in chosen else "", label) for key, label in self.choices
+        )
+        options = format_html_join("", '<option value="{}"{}>{}</option>', rows)
+        return format_html('<select name="{}"{}>{}</select>', name, flatatt(given), options)
 
 
 class MergingForm(forms.ModelForm):

@@ -12,7 +12,6 @@ from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import PermissionDenied
 from django.db import connection, transaction
 from django.db.models import Prefetch, QuerySet
-from django.forms.utils import flatatt
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
 from django.shortcuts import render
 from django.urls import path, reverse
@@ -21,7 +20,7 @@ from django.utils.safestring import SafeString
 
 from accounts.models import Role
 from inference import discovery, trials
-from opengate.console import PLAIN_NUMBERS, ROW_ID, ConsoleAdmin, MergingForm, RacedAdmin, shortened
+from opengate.console import PLAIN_NUMBERS, ROW_ID, ConsoleAdmin, LongSelect, MergingForm, RacedAdmin, shortened
 from opengate.encryption import mask
 from opengate.errors import APIError
 from opengate.templatetags.figures import amount
@@ -33,19 +32,6 @@ from usage.matrix import Heading, MatrixField
 from usage.models import Limit
 
 LONGEST_WAIT_SECONDS = 10  # of a person at a page, for an upstream
-
-
-class LongSelect(forms.Select):
-    """Hundreds of choices, written at once: Django renders a template for each."""
-
-    def render(self, name: str, value: Any, attrs: Any = None, renderer: Any = None) -> SafeString:
-        given = self.build_attrs(self.attrs, attrs)
-        chosen = {str(one) for one in self.format_value(value)}
-        rows = (
-            (key, format_html(" selected{}", "") if str(key) in chosen else "", label) for key, label in self.choices
-        )
-        options = format_html_join("", '<option value="{}"{}>{}</option>', rows)
-        return format_html('<select name="{}"{}>{}</select>', name, flatatt(given), options)
 
 
 class ProviderForm(MergingForm):
@@ -354,7 +340,6 @@ class RouterAdmin(RacedAdmin):
     change_form_template = "admin/routing/change_form.html"
     list_display = ("name", "type", "alias_names", "provider_health", "prices", "roles")
     list_filter = ("type",)
-    list_per_page = 50
     search_fields = ("name", "names__value")
     search_help_text = "A part of a name or an alias."
     empty_help = "A router is the name that callers use for a model; its providers are where the model runs."

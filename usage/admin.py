@@ -1,7 +1,7 @@
 """The console's pages of limits, accounts and usage."""
 
 from typing import Any
-from zoneinfo import ZoneInfo, available_timezones
+from zoneinfo import ZoneInfo
 
 from django import forms
 from django.contrib import admin
@@ -20,11 +20,12 @@ from django.utils.html import format_html
 from psycopg.errors import QueryCanceled
 
 from accounts.models import Organization, User
-from opengate.console import PLAIN_NUMBERS, ConsoleAdmin, PlainDecimal
+from opengate.console import PLAIN_NUMBERS, ConsoleAdmin, LongSelect, PlainDecimal
 from opengate.csv_export import rows_as_csv
 from opengate.fields import MAX_AMOUNT
 from opengate.templatetags.figures import amount, milliseconds
 from routing.models import Router
+from usage import calendar
 from usage.explorer import COLUMNS, RequestFilter, Story, rows_of, status_badge
 from usage.models import Account, DailyUsage, Limit, Reservation, UsageRecord
 
@@ -72,7 +73,8 @@ class AccountForm(forms.ModelForm):
     )
 
     time_zone = forms.ChoiceField(
-        choices=lambda: [(name, name) for name in sorted(available_timezones())],
+        choices=lambda: [(name, name) for name in calendar.time_zones()],
+        widget=LongSelect,
         initial="UTC",
         help_text="Whose clock counts.",
     )
@@ -164,7 +166,6 @@ class ReadOnlyAdmin(ConsoleAdmin):
     """History is not edited."""
 
     show_full_result_count = False
-    list_per_page = 50  # what a page takes is the writing of its rows
     show_facets = admin.ShowFacets.NEVER  # they count the whole table
     paginator = CappedPaginator
 

@@ -1,7 +1,14 @@
 """When an allowance refills: the next time that a clock on a wall shows an hour."""
 
 from datetime import UTC, date, datetime, timedelta
-from zoneinfo import ZoneInfo
+from functools import cache
+from zoneinfo import ZoneInfo, available_timezones
+
+
+@cache
+def time_zones() -> tuple[str, ...]:
+    """The names of all time zones, in order; to find them takes a walk over hundreds of files."""
+    return tuple(sorted(available_timezones()))
 
 
 def day(text: str) -> date:

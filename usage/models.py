@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, ClassVar, Self
-from zoneinfo import ZoneInfo, available_timezones
+from zoneinfo import ZoneInfo
 
 from django.conf import settings
 from django.contrib.postgres.fields import ArrayField
@@ -123,7 +123,7 @@ class Period(models.TextChoices):
 
 
 def is_time_zone(name: str) -> None:
-    if name not in available_timezones():
+    if name not in calendar.time_zones():
         raise ValidationError(f"{name} is no time zone, such as Europe/Paris.")
 
 

@@ -160,7 +160,7 @@ class RoleAdmin(RacedAdmin):
 
 
 @admin.register(Organization)
-class OrganizationAdmin(ConsoleAdmin):
+class OrganizationAdmin(RacedAdmin):
     list_display = ("name", "user_count", "created")
     empty_help = "Users may belong to an organization; the dashboard adds up what each of them uses."
     search_fields = ("name",)
@@ -199,7 +199,7 @@ class PasswordState(ReadOnlyPasswordHashWidget):
         return context
 
 
-class UserForm(UserChangeForm):
+class UserForm(MergingForm, UserChangeForm):
     """Nobody closes the console to themselves by a slip."""
 
     asking: User
@@ -208,6 +208,9 @@ class UserForm(UserChangeForm):
 
     class Meta(UserChangeForm.Meta):
         labels = USER_LABELS
+
+    def _columns(self) -> list[str]:
+        return [name for name in super()._columns() if name != "password"]  # it has a page of its own
 
     def clean(self) -> dict[str, Any]:
         given: dict[str, Any] = super().clean() or self.cleaned_data
@@ -323,7 +326,7 @@ def lockouts(email: str) -> list[AccessAttempt]:
 
 
 @admin.register(User)
-class UserAdmin(ConsoleAdmin, DjangoUserAdmin):
+class UserAdmin(RacedAdmin, DjangoUserAdmin):
     form = UserForm
     add_form = UserCreationForm
     add_form_template = "admin/accounts/user/add_form.html"

@@ -20,7 +20,7 @@ from django.utils.html import format_html
 from psycopg.errors import QueryCanceled
 
 from accounts.models import Organization, User
-from opengate.console import PLAIN_NUMBERS, ConsoleAdmin, LongSelect, PlainDecimal
+from opengate.console import PLAIN_NUMBERS, ConsoleAdmin, LongSelect, PlainDecimal, RacedAdmin
 from opengate.csv_export import rows_as_csv
 from opengate.fields import MAX_AMOUNT
 from opengate.templatetags.figures import amount, milliseconds
@@ -31,7 +31,7 @@ from usage.models import Account, DailyUsage, Limit, Reservation, UsageRecord
 
 
 @admin.register(Limit)
-class LimitAdmin(ConsoleAdmin):
+class LimitAdmin(RacedAdmin):
     list_display = ("role", "router", "type", "limit_value")
     list_filter = ("role", "router", "type")
     list_select_related = ("role", "router")

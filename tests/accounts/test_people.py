@@ -209,6 +209,38 @@ def test_nobody_closes_the_console_to_all_of_their_role(console, admin, role):
     assert role.permissions == []
 
 
+def sent_from(page: str) -> dict[str, str]:
+    """What a browser sends of a page's form, as far as it has inputs and selects."""
+    found = dict(re.findall(r'<input type="(?:text|hidden|email|number)" name="([^"]+)" value="([^"]*)"', page))
+    for name, options in re.findall(r'<select name="([^"]+)".*?>(.*?)</select>', page, re.DOTALL):
+        found[name] = next(iter(re.findall(r'<option value="([^"]*)" selected', options)), "")
+    return found
+
+
+def test_two_who_change_a_user_undo_nothing_of_each_other(console, ada, eve):
+    page = console.get(f"{USERS}{ada.pk}/change/").content.decode()
+    assert ada.password not in page
+    User.objects.filter(pk=ada.pk).update(role=eve.role, expires="2030-01-01T00:00:00Z")
+    assert console.post(f"{USERS}{ada.pk}/change/", sent_from(page) | {"name": "Ada"}).status_code == 302
+    ada.refresh_from_db()
+    assert (ada.name, ada.role, ada.expires.year) == ("Ada", eve.role, 2030)
+
+
+@pytest.mark.parametrize("model", [User, Organization])
+def test_of_two_who_take_a_name_the_later_is_told(console, role, monkeypatch, model):
+    """As when both were found free."""
+    person("taken@example.org", role)
+    Organization.objects.create(name="taken")
+    monkeypatch.setattr(model, "validate_unique", lambda *args, **how: None)
+    if model is User:
+        fields = {"email": "taken@example.org", "role": role.pk, "priority": 0, "usable_password": "false"}
+        fields |= {"account-TOTAL_FORMS": 0, "account-INITIAL_FORMS": 0}
+        answer = console.post(f"{USERS}add/", fields, follow=True)
+    else:
+        answer = console.post("/admin/accounts/organization/add/", {"name": "taken"}, follow=True)
+    assert "took one of the names" in answer.content.decode()
+
+
 def while_logged(monkeypatch, name: str, work: Callable[[], object]) -> None:
     """Do the work of somebody else just when the entries of the log of changes are written."""
     real = getattr(audit, name)

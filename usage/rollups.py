@@ -5,6 +5,7 @@ their hours. So a run may be broken off, or happen twice, and nothing is counted
 deleted (`usage.retention`) takes its sums from DailyUsage and keeps the histograms that it has.
 """
 
+import logging
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from datetime import UTC, date, datetime, time, timedelta
@@ -14,6 +15,8 @@ from django.db import connection, transaction
 from django.utils import timezone
 
 from usage.models import DailyUsage, Grain, Rollup, RollupProgress
+
+logger = logging.getLogger(__name__)
 
 # What was quicker than the first bound is in the first place of a histogram, what was slower than the last in the last.
 # Stored histograms have these bounds: changing them takes new columns.
@@ -26,6 +29,7 @@ PLACES: Final = len(BOUNDS_MS) + 1
 HOURS_KEPT_DAYS: Final = 10
 HOURS_TRUSTED_DAYS: Final = 8  # older days do not lean on hours that are about to be deleted
 SETTLING: Final = timedelta(seconds=60)
+LONG_OPEN: Final = timedelta(minutes=10)
 OVERLAP: Final = 10_000  # ids before the last that the first run does not take for settled
 BACKFILL_DAYS: Final = 30  # of a run
 _LOCK = 7_061_936_845_472  # an advisory lock of Postgres: one writer at a time
@@ -153,7 +157,11 @@ def _settle(progress: RollupProgress, oldest_xid: int, next_xid: int, last_id: i
     """Move on, when all that ran at the mark was over before this run looked for new records."""
     if progress.mark_xid is not None and progress.marked is not None and progress.mark_xid <= next_xid:
         # A moment more: an id may be given out just before its transaction gets a number.
-        if oldest_xid < progress.mark_xid or now - progress.marked < SETTLING:
+        is_open = oldest_xid < progress.mark_xid
+        if is_open and now - progress.marked > LONG_OPEN:
+            told = "A transaction is open since before %s: all hours from then on are summed up in each run."
+            logger.warning(told, f"{progress.marked:%Y-%m-%d %H:%M:%S}")
+        if is_open or now - progress.marked < SETTLING:
             return
         progress.settled_id = max(progress.settled_id, progress.mark_id)
     # A mark ahead of all transactions is that of another server, which this database was restored from.

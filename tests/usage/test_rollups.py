@@ -183,6 +183,25 @@ def test_what_is_committed_long_after_its_id_was_given_out_is_not_missed(ada):
     agree()
 
 
+def test_a_transaction_that_stays_open_stops_nothing_and_is_told_of(ada, caplog):
+    ledger.store([call("first", ada, NOW)])
+    assert roll_up(NOW)
+
+    def goes_on(minutes):
+        try:
+            ledger.store([call(f"on-{minutes}", ada, NOW)])
+            assert roll_up(NOW + timedelta(minutes=minutes))
+            agree()
+        finally:
+            connections.close_all()
+
+    with transaction.atomic(), connection.cursor() as cursor, ThreadPoolExecutor(1) as thread:
+        cursor.execute("SELECT pg_current_xact_id()")
+        for minutes, told in ((2, 0), (5, 0), (15, 1)):
+            thread.submit(goes_on, minutes).result()
+            assert caplog.text.count("A transaction is open") == told
+
+
 def test_hours_are_deleted_and_days_stay_and_still_grow(ada):
     ledger.store([call("old", ada, NOW - timedelta(days=30)), call("new", ada, NOW)])
     assert roll_up(NOW)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from decimal import Decimal
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from axes.models import AccessAttempt
 from axes.utils import reset
@@ -177,6 +177,18 @@ class OrganizationAdmin(RacedAdmin):
 USER_LABELS = {"sub": "Subject (sub)", "iss": "Issuer (iss)", "expires": "Expires (UTC)"}
 
 
+def explain(usable_password: forms.Field) -> None:
+    """In place of Django's words, which are of backends."""
+    usable_password.label = "Signs in with a password"
+    usable_password.help_text = "Without one, the user calls the API with keys alone."
+
+
+class PasswordForm(AdminPasswordChangeForm):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        explain(self.fields["usable_password"])
+
+
 class UserCreationForm(AdminUserCreationForm):
     class Meta:
         model = User
@@ -185,8 +197,7 @@ class UserCreationForm(AdminUserCreationForm):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.fields["usable_password"].label = "Signs in with a password"
-        self.fields["usable_password"].help_text = "Without one, the user calls the API with keys alone."
+        explain(self.fields["usable_password"])
 
 
 class PasswordState(ReadOnlyPasswordHashWidget):
@@ -331,7 +342,7 @@ class UserAdmin(RacedAdmin, DjangoUserAdmin):
     add_form = UserCreationForm
     add_form_template = "admin/accounts/user/add_form.html"
     empty_help = "Nobody is here yet."
-    change_password_form = AdminPasswordChangeForm
+    change_password_form = PasswordForm
     list_display = ("email", "name", "role", "organization", "state", "budget", "key_count", "seen")
     list_filter = (StateFilter, BudgetFilter, "role", "organization")
     list_select_related = ("role", "organization", "account")
@@ -522,6 +533,9 @@ class UserAdmin(RacedAdmin, DjangoUserAdmin):
 
 
 class KeyForm(forms.ModelForm):
+    class Meta:
+        labels: ClassVar[dict[str, str]] = {"expires": "Expires (UTC)"}
+
     def clean_expires(self) -> datetime | None:
         try:
             return keys.expiry(self.cleaned_data["expires"])
@@ -635,7 +649,7 @@ class KeyAdmin(ConsoleAdmin):
     def render_change_form(self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any) -> HttpResponse:
         key = context["original"]
         if key is not None:
-            context["state"] = state_badge(key.expires)
+            context |= {"state": state_badge(key.expires), "show_delete": False}  # it is revoked above
             context["charts"] = usage_charts(DailyUsage.objects.filter(user=key.user_id, key=key))
         return super().render_change_form(request, context, *args, **kwargs)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from auditlog.mixins import AuditlogHistoryAdminMixin
 from django import forms
+from django.apps import apps
 from django.contrib import admin, messages
 from django.contrib.admin import helpers
 from django.contrib.admin.utils import unquote
@@ -47,6 +48,12 @@ class Console(admin.AdminSite):
         from opengate import dashboard  # not before: it looks at pages, which look at this module
 
         return super().index(request, dashboard.context(request) | dict(extra_context or {}))
+
+    def app_index(
+        self, request: HttpRequest, app_label: str, extra_context: Mapping[str, Any] | None = None
+    ) -> TemplateResponse:
+        title = apps.get_app_config(app_label).verbose_name if apps.is_installed(app_label) else ""
+        return super().app_index(request, app_label, {"title": title, **(extra_context or {})})
 
     def get_app_list(self, request: HttpRequest, app_label: str | None = None) -> list[Any]:
         """Sections of the same name are one in the menu."""

@@ -69,8 +69,8 @@ class ProviderForm(MergingForm):
             "model_hosting_zone": "Country",
             "model_total_params": "Parameters",
             "model_active_params": "Active parameters",
-            "cost_prompt_tokens": "Upstream's price, prompt tokens",
-            "cost_completion_tokens": "Upstream's price, completion tokens",
+            "cost_prompt_tokens": "Prompt cost",
+            "cost_completion_tokens": "Completion cost",
             "qos_metric": "QoS metric",
             "qos_limit": "QoS limit",
         }
@@ -150,13 +150,13 @@ class RouterForm(MergingForm):
         fields = ("name", "type", "load_balancing_strategy", "cost_prompt_tokens", "cost_completion_tokens")
         labels = {
             "load_balancing_strategy": "Load balancing",
-            "cost_prompt_tokens": "Price, prompt tokens",
-            "cost_completion_tokens": "Price, completion tokens",
+            "cost_prompt_tokens": "Prompt price",
+            "cost_completion_tokens": "Completion price",
         }
         help_texts = {
             "name": "What callers write as the model.",
-            "cost_prompt_tokens": "Of a million; 0 is free.",
-            "cost_completion_tokens": "Of a million; 0 is free.",
+            "cost_prompt_tokens": "Of a million tokens; 0 is free.",
+            "cost_completion_tokens": "Of a million tokens; 0 is free.",
         }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -74,11 +74,11 @@ def charts(by_day: dict[date, dict[str, Any]], days: int) -> list[Chart]:
     all_days = [first + timedelta(days=number) for number in range(days)]
     labels = [date_format(day, "j N") for day in all_days]
 
-    def series(name: str, field: str) -> Series:
-        return Series(name, [by_day[day][f"sum_{field}"] if day in by_day else 0 for day in all_days])
+    def series(name: str, field: str, *, is_bad: bool = False) -> Series:
+        return Series(name, [by_day[day][f"sum_{field}"] if day in by_day else 0 for day in all_days], is_bad)
 
     tokens = (series(_("prompt"), "prompt_tokens"), series(_("answers"), "completion_tokens"))
-    requests = (series(_("requests"), "requests"), series(_("errors"), "errors"))
+    requests = (series(_("requests"), "requests"), series(_("errors"), "errors", is_bad=True))
     return [
         Chart("requests", _("Requests"), labels, requests),
         Chart("tokens", _("Tokens"), labels, tokens, stacked=True),

@@ -164,7 +164,7 @@ def test_what_is_too_large_to_be_an_id_is_no_request(page, rows):
 def test_a_fault_is_shown_where_it_was_made(page, rows):
     text = unescape(page(f"{LIST}?status=lots").content.decode())
     assert "Status: A status is like 429, or like 4xx." in text
-    assert "0 usage records" in text
+    assert "Nothing is looked for" in text
     assert page(f"{LIST}export/?status=lots")["Location"] == f"{LIST}?status=lots"
 
 

@@ -16,11 +16,13 @@ from typing import Any
 
 import httpx
 import pytest
+from playwright.sync_api import sync_playwright
 
 from opengate import localmodels
 from opengate.embedded import Postgres
 from opengate.quickstart import Options, example
 from opengate.supervisor import SupervisorError
+from tests.browser.chromium import executable
 from tests.inference.documents import text_pdf
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -168,6 +170,42 @@ def documents(facts: dict[str, Any]) -> None:
             assert done("POST", "search", json={"query": QUESTION, "method": method})["data"] == []
 
 
+def chat_in_a_browser(facts: dict[str, Any]) -> None:
+    """The administrator asks something in the playground, where the words come one by one.
+
+    Where no browser is, the tests of pages are skipped and say so.
+    """
+    path = executable()
+    if path is None:
+        return
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        page = browser.new_page(base_url=facts["url"])
+        page.set_default_timeout(60_000)
+        page.goto("/playground")
+        page.locator("#id_username").fill(facts["admin_email"])
+        page.locator("#id_password").fill(facts["admin_password"])
+        page.locator("#login").click()
+        page.locator("#model").select_option("smollm2")
+        page.locator("#max_tokens").fill("40")
+        page.locator("#message").fill("Tell me about the sea.")
+        page.evaluate(LENGTHS)
+        page.locator("#send").click()
+        page.locator(".message.assistant .figures-line").wait_for()
+        assert "CO₂e" in page.locator(".figures-line").inner_text()
+        assert page.evaluate("new Set(lengths).size") > 3
+        browser.close()
+
+
+# Of the answer, as it grows.
+LENGTHS = """() => {
+  window.lengths = [];
+  const list = document.getElementById("messages");
+  const look = () => lengths.push(list.querySelector(".assistant .body")?.textContent.length ?? 0);
+  new MutationObserver(look).observe(list, {childList: true, subtree: true, characterData: true});
+}"""
+
+
 def refusal(var: Path, port: int) -> str:
     """What a quickstart says that cannot start."""
     with tempfile.TemporaryDirectory() as output:
@@ -186,6 +224,7 @@ def test_the_printed_line_works_and_survives_a_killed_supervisor(started: Run, v
     ask(curl)
     tour(facts)
     documents(facts)
+    chat_in_a_browser(facts)
     started.process.kill()
     started.process.wait()
 

@@ -14,6 +14,7 @@ from accounts.models import Key, User
 # What is asked by scripts and forms, and not looked at.
 NO_PAGES = {"admin:autocomplete", "admin:jsi18n", "admin:logout", "admin:view_on_site", "openapi"}
 NO_PAGES |= {"admin:knowledge_collection_progress", "admin:knowledge_document_progress"}  # parts of pages
+NO_PAGES |= {"docs", "redoc"}  # of the API: looked at by a test of their own
 NO_PAGES |= {"health", "health-ready", "metrics"}
 AGAIN = ("_auditlog",)  # the history under its other address
 # Whose rows these pages show, where their name does not say it.

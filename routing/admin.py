@@ -387,6 +387,11 @@ class RouterAdmin(RacedAdmin):
     def related_changes(self, row: Any) -> str | None:
         return reverse("admin:auditlog_logentry_changelist", query={"about": f"router-{row.pk}"})
 
+    def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
+        """Its limits go with a router, whoever may delete it."""
+        rows, counts, missing, protected = super().get_deleted_objects(objs, request)
+        return rows, counts, missing - {Limit._meta.verbose_name}, protected
+
     # the list
 
     @admin.display(description="aliases")

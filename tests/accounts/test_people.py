@@ -69,7 +69,7 @@ def test_a_user_page_says_what_an_operator_asks_first(console, ada, key_of):
     assert 'max="10' in page
     assert "<b>laptop" not in page
     assert not re.search(r"\sstyle=|<style|<script>", page)
-    assert "/admin/usage/usagerecord/?q=ada%40example.org" in page
+    assert "/admin/usage/usagerecord/?user=ada%40example.org" in page
 
 
 def test_a_user_page_takes_the_same_queries_however_much_there_is(console, ada, key_of, django_assert_max_num_queries):

@@ -32,6 +32,7 @@ PUBLIC = {
     "/openapi.json",
     "/docs",
     "/redoc",
+    "/favicon.ico",
     "/admin/login/",
     "/playground/login",
     "/v1/auth/login",

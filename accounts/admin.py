@@ -42,7 +42,8 @@ from accounts.models import Key, Organization, Permission, Role, User
 from knowledge.models import Collection
 from opengate import audit, once
 from opengate.charts import Chart, Series
-from opengate.console import ConsoleAdmin, MergingForm, RacedAdmin, shortened
+from opengate.console import ConsoleAdmin, RacedAdmin, shortened
+from opengate.console_forms import MergingForm
 from opengate.database import commit
 from opengate.errors import Conflict
 from opengate.templatetags.figures import amount

@@ -16,7 +16,8 @@ from django.utils.safestring import SafeString
 from knowledge import console, indexing
 from knowledge.kinds import Kind
 from knowledge.models import Chunk, Collection, Document, DocumentQuerySet, Space, Status
-from opengate.console import ROW_ID, ConsoleAdmin
+from opengate.console import ConsoleAdmin
+from opengate.console_forms import ROW_ID
 from usage.admin import CappedPaginator, ReadOnlyAdmin
 
 BEGINNING = 120  # characters of a chunk in a list

@@ -12,7 +12,7 @@ from knowledge.models import Collection, Document, Space
 from knowledge.schemas import MAX_QUERY
 from knowledge.serializers import DocumentFormSerializer
 from knowledge.splitting import Options, PresetSeparators
-from opengate.console import RowSelect
+from opengate.console_forms import RowSelect
 from opengate.rows import faults_of
 from routing.models import ModelType, Router
 

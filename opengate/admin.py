@@ -21,7 +21,8 @@ from django.utils import timezone
 from django.utils.html import format_html
 
 from accounts.models import Key, User
-from opengate.console import ROW_ID, ConsoleAdmin, PlainLookups
+from opengate.console import ConsoleAdmin, PlainLookups
+from opengate.console_forms import ROW_ID
 from routing.models import Provider, Router, RouterName
 from usage.admin import CappedPaginator
 from usage.models import Limit

@@ -1,26 +1,20 @@
 """The console: Django's admin, with a dashboard for its front page and the log of changes for each row's history."""
 
-import re
 from collections.abc import Mapping, Sequence
-from decimal import Decimal
 from typing import Any
 
 from auditlog.mixins import AuditlogHistoryAdminMixin
-from django import forms
 from django.apps import apps
 from django.contrib import admin, messages
 from django.contrib.admin import helpers
 from django.contrib.admin.utils import unquote
-from django.contrib.admin.widgets import AutocompleteSelect
 from django.core.exceptions import FieldDoesNotExist, PermissionDenied
-from django.db import IntegrityError, connection, models
-from django.forms.utils import flatatt
+from django.db import IntegrityError, connection
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
-from django.utils.html import format_html, format_html_join
-from django.utils.safestring import SafeString
 from django.utils.text import capfirst
 
+from opengate.console_forms import PLAIN_NUMBERS, ROW_ID, RowSelect
 from opengate.request_id import current_request
 
 SECTIONS = ("routing", "accounts", "usage", "knowledge", "auditlog", "axes")  # apps in the order of the menu
@@ -31,8 +25,6 @@ PAGES_OF_SECTION = (  # and what each has, the most used first
     *("Collection", "Document", "Chunk", "Space"),
     *("LogEntry", "AccessAttempt"),
 )
-
-ROW_ID = re.compile("[0-9]{1,18}")  # int() reads more than that
 
 # What an address may ask of a list. Regular expressions and ranges fail at values that nobody planned for.
 LOOKUPS = frozenset({"exact", "in", "isnull", "gt", "gte", "lt", "lte"})
@@ -66,16 +58,6 @@ class Console(admin.AdminSite):
         return list(found.values())
 
 
-class PlainDecimal(forms.DecimalField):
-    """Shows 0.54, and not 0.540000."""
-
-    def prepare_value(self, value: Any) -> Any:
-        return f"{value.normalize():f}" if isinstance(value, Decimal) and value.is_finite() else value
-
-
-PLAIN_NUMBERS: Mapping[Any, Any] = {models.DecimalField: {"form_class": PlainDecimal}}
-
-
 class ReadonlyField(helpers.AdminReadonlyField):
     """Links to another row only whom its page is open to."""
 
@@ -106,13 +88,6 @@ class PlainLookups(admin.ModelAdmin):
         except FieldDoesNotExist:  # a filter of ours
             return True
         return bool(field.is_relation or field.primary_key or name in self.list_filter)
-
-
-class RowSelect(AutocompleteSelect):
-    """Shows the row that is chosen; of what is no row's id, an address's or a form's, it shows nothing."""
-
-    def optgroups(self, name: str, value: Any, attr: Any = None) -> Any:
-        return super().optgroups(name, [id for id in value if ROW_ID.fullmatch(str(id))], attr)
 
 
 class ConsoleAdmin(PlainLookups, AuditlogHistoryAdminMixin, admin.ModelAdmin):
@@ -192,37 +167,3 @@ class RacedAdmin(ConsoleAdmin):
         if request.method == "POST" and connection.in_atomic_block and ROW_ID.fullmatch(object_id):
             self.model._default_manager.select_for_update(no_key=True).filter(pk=object_id).first()
         return super().get_object(request, object_id, from_field)
-
-
-class LongSelect(forms.Select):
-    """Hundreds of choices, written at once: Django renders a template for each."""
-
-    def render(self, name: str, value: Any, attrs: Any = None, renderer: Any = None) -> SafeString:
-        given = self.build_attrs(self.attrs, attrs)
-        chosen = {str(one) for one in self.format_value(value)}
-        rows = (
-            (key, format_html(" selected{}", "") if str(key) in chosen else "", label) for key, label in self.choices
-        )
-        options = format_html_join("", '<option value="{}"{}>{}</option>', rows)
-        return format_html('<select name="{}"{}>{}</select>', name, flatatt(given), options)
-
-
-class MergingForm(forms.ModelForm):
-    """Writes what a person changed since the page was opened; the rest stays as it is now, whoever changed it."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        for name in self._columns():
-            self.fields[name].show_hidden_initial = True
-
-    def _columns(self) -> list[str]:
-        columns = {column.name for column in self._meta.model._meta.fields}
-        return [name for name in self.fields if name in columns]
-
-    def clean(self) -> dict[str, Any]:
-        given: dict[str, Any] = super().clean() or self.cleaned_data
-        if self.instance.pk:
-            for name in self._columns():
-                if name in given and name not in self.changed_data:
-                    given[name] = getattr(self.instance, name)
-        return given

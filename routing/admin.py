@@ -20,7 +20,8 @@ from django.utils.safestring import SafeString
 
 from accounts.models import Role
 from inference import discovery, trials
-from opengate.console import PLAIN_NUMBERS, ROW_ID, ConsoleAdmin, LongSelect, MergingForm, RacedAdmin, shortened
+from opengate.console import ConsoleAdmin, RacedAdmin, shortened
+from opengate.console_forms import PLAIN_NUMBERS, ROW_ID, LongSelect, MergingForm
 from opengate.encryption import mask
 from opengate.errors import APIError
 from opengate.templatetags.figures import amount

@@ -20,7 +20,8 @@ from django.utils.html import format_html
 from psycopg.errors import QueryCanceled
 
 from accounts.models import Organization, User
-from opengate.console import PLAIN_NUMBERS, ConsoleAdmin, LongSelect, PlainDecimal, RacedAdmin
+from opengate.console import ConsoleAdmin, RacedAdmin
+from opengate.console_forms import PLAIN_NUMBERS, LongSelect, PlainDecimal
 from opengate.csv_export import rows_as_csv
 from opengate.fields import MAX_AMOUNT
 from opengate.templatetags.figures import amount, milliseconds

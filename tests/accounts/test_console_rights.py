@@ -232,3 +232,9 @@ def test_what_stands_in_no_table_is_refused(admin):
     admin.expires = timezone.now()
     assert not admin.has_perm("routing.change_router")
     assert not admin.has_module_perms("routing")
+
+
+def test_who_provides_models_deletes_a_router_with_its_limits(clients, router):
+    answer = clients["provide_models"].post(f"/admin/routing/router/{router.pk}/delete/", {"post": "yes"})
+    assert answer.status_code == 302
+    assert not Router.objects.filter(pk=router.pk).exists()

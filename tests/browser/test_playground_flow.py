@@ -105,7 +105,7 @@ def test_a_long_answer_is_stopped_and_the_talk_goes_on(as_user, upstream, record
     assert (record.outcome, record.status) == ("client_left", 200)
     answer.locator(".regenerate").click()
     expect(page.locator(".message.assistant .body")).to_have_text(["Hello there, friend."])
-    assert ask(page, "And then?").locator(".body").inner_text() != "Hello"
+    ask(page, "And then?")
     expect(page.locator(".message.assistant .body")).to_have_text(["Hello there, friend."] * 2)
 
 

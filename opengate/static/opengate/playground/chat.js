@@ -264,5 +264,6 @@ settings.addEventListener("change", (event) => {
 restore();
 show();
 toEnd();
+$("send").disabled = false;
 if (matchMedia("(max-width: 60rem)").matches) $("settings").open = false;
 else input.focus();

@@ -187,7 +187,8 @@ def explain(usable_password: forms.Field) -> None:
 class PasswordForm(AdminPasswordChangeForm):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        explain(self.fields["usable_password"])
+        if "usable_password" in self.fields:  # who has no password has no choice yet
+            explain(self.fields["usable_password"])
 
 
 class UserCreationForm(AdminUserCreationForm):

@@ -87,7 +87,8 @@ class PlainLookups(admin.ModelAdmin):
             field: Any = self.opts.get_field(name)
         except FieldDoesNotExist:  # a filter of ours
             return True
-        return bool(field.is_relation or field.primary_key or name in self.list_filter)
+        shown = {getattr(one, "parameter_name", one) for one in self.list_filter}
+        return bool(field.is_relation or field.primary_key or name in shown)
 
 
 class ConsoleAdmin(PlainLookups, AuditlogHistoryAdminMixin, admin.ModelAdmin):

@@ -1,11 +1,15 @@
 """What a caller gets wrong brings down no page and fills no log."""
 
 import logging
+import re
+from html import unescape
 
 import pytest
 from django.conf import settings
+from django.contrib import admin as console_site
 from django.test import Client
 
+from accounts.models import User
 from tests.accounts.test_console_rights import client_of
 from tests.conftest import CHAT
 
@@ -109,3 +113,21 @@ def test_no_address_asks_for_a_column_without_a_filter(admin, page, column):
     client = client_of(admin)
     for lookup in ("", "__startswith", "__exact", "__gte", "__lt"):
         assert client.get(f"/admin/{page}/", {column + lookup: "a"}).status_code == 400
+
+
+def test_every_filter_and_order_that_a_list_offers_is_answered(admin):
+    """Those of Django, ours, and what was typed into its search."""
+    console, asked = client_of(admin), 0
+    for model in console_site.site._registry:
+        path = f"/admin/{model._meta.app_label}/{model._meta.model_name}/"
+        page = console.get(path).content.decode()
+        for query in {unescape(link) for link in re.findall(r'href="(\?[^"]+)"', page)} | {"?q=7", "?o=1", "?p=1"}:
+            assert console.get(f"{path}{query}").status_code == 200, f"{path}{query}"
+            asked += 1
+    assert asked > 80
+
+
+def test_the_password_of_a_user_without_one_can_be_set(admin, ada):
+    console = client_of(admin)
+    User.objects.filter(pk=ada.pk).update(password="!")
+    assert console.get(f"/admin/accounts/user/{ada.pk}/password/").status_code == 200

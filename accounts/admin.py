@@ -1,30 +1,17 @@
 """The console's pages of people and keys."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from datetime import date, datetime, timedelta
-from decimal import Decimal
-from typing import Any, ClassVar, Self
+from datetime import timedelta
+from typing import Any
 
-from axes.models import AccessAttempt
 from axes.utils import reset
-from django import forms
-from django.conf import settings
 from django.contrib import admin, messages
 from django.contrib.admin.utils import unquote
 from django.contrib.admin.views.main import ChangeList
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
-from django.contrib.auth.forms import (
-    AdminPasswordChangeForm,
-    AdminUserCreationForm,
-    ReadOnlyPasswordHashField,
-    ReadOnlyPasswordHashWidget,
-    UserChangeForm,
-)
-from django.contrib.auth.hashers import is_password_usable
 from django.contrib.auth.models import Group
 from django.core.exceptions import PermissionDenied
-from django.db.models import Count, F, OuterRef, ProtectedError, Q, QuerySet, Subquery, Sum
+from django.db.models import Count, F, OuterRef, ProtectedError, Q, QuerySet, Subquery
 from django.db.models.functions import Coalesce
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect
@@ -32,62 +19,29 @@ from django.template.response import TemplateResponse
 from django.urls import path, reverse
 from django.utils import timezone
 from django.utils.cache import add_never_cache_headers
-from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.views.decorators.http import require_POST
 
-from accounts import keys, user_actions
-from accounts.errors import KeyLivesTooLong, UserOwns
-from accounts.models import Key, Organization, Permission, Role, User
+from accounts import user_actions
+from accounts.errors import UserOwns
+from accounts.forms import KeyForm, NewKeyForm, PasswordForm, RoleForm, UserCreationForm, UserForm
+from accounts.models import Key, Organization, Role, User
+from accounts.standing import lockouts, meters, state_badge, usage_charts
 from knowledge.models import Collection
-from opengate import audit, once
-from opengate.charts import Chart, Series
+from opengate import audit
 from opengate.console import ConsoleAdmin, RacedAdmin, shortened
-from opengate.console_forms import MergingForm
 from opengate.database import commit
 from opengate.errors import Conflict
 from opengate.templatetags.figures import amount
 from routing.models import Router
 from usage.admin import AccountInline
-from usage.matrix import Heading, MatrixField
-from usage.models import Account, DailyUsage, Limit, UsageRecord
+from usage.models import DailyUsage, Limit, UsageRecord
 
 SHOWN_KEYS = 20
 SHOWN_CALLS = 20
-SHOWN_LOCKOUTS = 10
 SHOWN_OWNED = 10  # names in the refusal to delete their owner
-USAGE_DAYS = 30
 
 admin.site.unregister(Group)  # rights come from the role
-
-
-class RoleForm(MergingForm):
-    permissions = forms.MultipleChoiceField(
-        choices=Permission.choices, required=False, widget=forms.CheckboxSelectMultiple
-    )
-    limits = MatrixField(label="Limits")
-
-    may_limit = True
-    asking: User
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if "limits" not in self.fields:
-            return
-        field: Any = self.fields["limits"]
-        routers = Router.objects.order_by("name").values_list("id", "name", "type")
-        field.fill((Heading(id, name, type) for id, name, type in routers), "router")
-        field.disabled = not self.may_limit
-        held = Limit.objects.filter(role=self.instance.pk) if self.instance.pk else Limit.objects.none()
-        values = held.values_list("router", "type", "value")
-        self.initial["limits"] = {(router, type): value for router, type, value in values}
-
-    def clean(self) -> dict[str, Any]:
-        given = super().clean()
-        is_own = self.instance.pk is not None and self.instance.pk == self.asking.role_id
-        if is_own and Permission.ADMIN not in given.get("permissions", [Permission.ADMIN]):
-            self.add_error("permissions", "This is your own role: you would close the console to all who have it.")
-        return given
 
 
 class RoleList(ChangeList):
@@ -175,67 +129,6 @@ class OrganizationAdmin(RacedAdmin):
         return int(organization.user_count)
 
 
-USER_LABELS = {"sub": "Subject (sub)", "iss": "Issuer (iss)", "expires": "Expires (UTC)"}
-
-
-def explain(usable_password: forms.Field) -> None:
-    """In place of Django's words, which are of backends."""
-    usable_password.label = "Signs in with a password"
-    usable_password.help_text = "Without one, the user calls the API with keys alone."
-
-
-class PasswordForm(AdminPasswordChangeForm):
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if "usable_password" in self.fields:  # who has no password has no choice yet
-            explain(self.fields["usable_password"])
-
-
-class UserCreationForm(AdminUserCreationForm):
-    class Meta:
-        model = User
-        fields = ("email",)
-        labels = USER_LABELS
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        explain(self.fields["usable_password"])
-
-
-class PasswordState(ReadOnlyPasswordHashWidget):
-    """Whether there is a password; the parameters of its hash help nobody."""
-
-    def get_context(self, name: str, value: Any, attrs: Any) -> dict[str, Any]:
-        context: dict[str, Any] = super().get_context(name, value, attrs)
-        is_set = bool(value) and is_password_usable(value)
-        context["summary"] = [{"label": "A password is set." if is_set else "None: no login, keys alone."}]
-        return context
-
-
-class UserForm(MergingForm, UserChangeForm):
-    """Nobody closes the console to themselves by a slip."""
-
-    asking: User
-
-    password = ReadOnlyPasswordHashField(widget=PasswordState)
-
-    class Meta(UserChangeForm.Meta):
-        labels = USER_LABELS
-
-    def _columns(self) -> list[str]:
-        return [name for name in super()._columns() if name != "password"]  # it has a page of its own
-
-    def clean(self) -> dict[str, Any]:
-        given: dict[str, Any] = super().clean() or self.cleaned_data
-        if self.instance.pk == self.asking.pk:
-            if given.get("expires") is not None and given["expires"] != self.initial.get("expires"):
-                self.add_error("expires", "This is your own account: you would lock out yourself.")
-            role = given.get("role")
-            if role is not None and Permission.ADMIN not in role.permissions:
-                self.add_error("role", "This is your own account: you would demote yourself.")
-        return given
-
-
 class StateFilter(admin.SimpleListFilter):
     title = parameter_name = "state"
 
@@ -263,79 +156,6 @@ class BudgetFilter(admin.SimpleListFilter):
         if self.value() == "limited":
             return queryset.filter(account__granted__isnull=False)
         return queryset.filter(account__granted__isnull=True) if self.value() == "unlimited" else queryset
-
-
-def state_badge(expires: datetime | None, open_word: str = "open") -> SafeString:
-    """Whether an account or a key opens anything, and until when."""
-    now = timezone.now()
-    if expires is None:
-        return format_html('<span class="badge good">{}</span>', open_word)
-    if expires <= now:
-        return format_html('<span class="badge bad">{}</span>', "expired")
-    is_soon = expires <= now + timedelta(days=30)
-    return format_html('<span class="badge {}">until {}</span>', "fair" if is_soon else "good", f"{expires:%Y-%m-%d}")
-
-
-def usage_charts(rows: QuerySet[DailyUsage]) -> list[Chart]:
-    """Requests and cost of the last 30 days, of what an index of daily usage finds."""
-    today = timezone.now().date()
-    days = [today - timedelta(days=ago) for ago in range(USAGE_DAYS - 1, -1, -1)]
-    sums: dict[date, Any] = {
-        row["day"]: row
-        for row in rows.filter(day__gte=days[0])
-        .order_by()
-        .values("day")
-        .annotate(all=Sum("requests"), failed=Sum("errors"), money=Sum("cost"))
-    }
-    labels = [f"{day:%d %b}" for day in days]
-    found = [sums.get(day, {"all": 0, "failed": 0, "money": Decimal(0)}) for day in days]
-    requests = [
-        Series("Answered", [row["all"] - row["failed"] for row in found]),
-        Series("Errors", [row["failed"] for row in found], is_bad=True),
-    ]
-    return [
-        Chart("usage-requests", f"Requests, last {USAGE_DAYS} days", labels, requests, stacked=True),
-        Chart("usage-cost", f"Cost, last {USAGE_DAYS} days", labels, [Series("Cost", [row["money"] for row in found])]),
-    ]
-
-
-@dataclass(frozen=True, slots=True)
-class Meter:
-    """A budget: what is left of what was granted for now, both in its unit; `left` of None is unlimited."""
-
-    name: str
-    unit: str
-    left: Decimal | None
-    reserved: Decimal
-    spent: Decimal
-    whole: Decimal
-
-    @property
-    def low(self) -> Decimal:
-        return self.whole / 10
-
-
-def meters(account: Account | None) -> list[Meter]:
-    if account is None:
-        return [Meter("Budget", "", None, Decimal(0), Decimal(0), Decimal(0))]
-    money, carbon = account.budget, account.carbon_budget
-    return [
-        Meter(
-            *("Budget", "", money, account.reserved, account.spent),
-            max(account.allowance or account.granted or Decimal(0), money or Decimal(0)),
-        ),
-        Meter(
-            *("Carbon budget", " g", carbon, account.carbon_reserved, account.carbon_spent),
-            max(account.carbon_allowance or account.carbon_granted or Decimal(0), carbon or Decimal(0)),
-        ),
-    ]
-
-
-def lockouts(email: str) -> list[AccessAttempt]:
-    """Addresses to which the account is closed now, for mistaken passwords."""
-    since = timezone.now() - settings.AXES_COOLOFF_TIME
-    found = AccessAttempt.objects.filter(username=email, attempt_time__gt=since)
-    return list(found.filter(failures_since_start__gte=settings.AXES_FAILURE_LIMIT)[:SHOWN_LOCKOUTS])
 
 
 @admin.register(User)
@@ -532,52 +352,6 @@ class UserAdmin(RacedAdmin, DjangoUserAdmin):
             "collections, with their documents": Collection.objects.filter(owner__in=objs).count(),
         }
         return [str(user) for user in objs], told, set(), []
-
-
-class KeyForm(forms.ModelForm):
-    class Meta:
-        labels: ClassVar[dict[str, str]] = {"expires": "Expires (UTC)"}
-
-    def clean_expires(self) -> datetime | None:
-        try:
-            return keys.expiry(self.cleaned_data["expires"])
-        except KeyLivesTooLong as error:
-            raise forms.ValidationError(str(error)) from None
-
-
-class NewKeyForm(KeyForm):
-    """Good for one key: loaded again, it makes no other."""
-
-    expires = forms.DateTimeField(
-        required=False,
-        widget=user_actions.DateTimeInput,
-        label="Expires (UTC)",
-        help_text="Empty is never, or as late as keys may live.",
-    )
-    ticket = forms.CharField(widget=forms.HiddenInput, initial=once.new_ticket)
-
-    class Meta:
-        model = Key
-        fields = ("name", "expires")
-
-    def clean_expires(self) -> datetime | None:
-        expires = super().clean_expires()
-        if expires is not None and expires <= timezone.now():
-            raise forms.ValidationError("This moment has passed.")
-        return expires
-
-    def _post_clean(self) -> None:
-        super()._post_clean()  # type: ignore[misc]
-        if not self.errors:
-            try:
-                once.use(self.cleaned_data["ticket"])
-            except forms.ValidationError as error:
-                self.add_error(None, error)
-
-    def with_a_new_ticket(self) -> Self:
-        """As it was filled in, to be sent again on purpose."""
-        self.data = {**self.data.dict(), "ticket": once.new_ticket()}  # type: ignore[attr-defined]
-        return self
 
 
 def show_key(console: Any, request: HttpRequest, key: Key, text: str) -> HttpResponse:

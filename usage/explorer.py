@@ -12,6 +12,7 @@ from django.db.models import Q, QuerySet
 from django.utils import timezone
 
 from accounts.models import Key, User
+from opengate.console_forms import ROW_ID
 from opengate.csv_export import newest_first
 from routing.models import Provider, Router
 from usage.models import Outcome, UsageRecord
@@ -25,7 +26,6 @@ PERIODS: Mapping[str, tuple[str, timedelta]] = {
 USUAL_PERIOD = "day"
 FOUND_AT_MOST = 50  # users, or keys, whose records one search shows
 YEARS = range(2000, 2101)
-ROW_ID = re.compile("[0-9]{1,18}")
 REQUEST_ID = re.compile("[0-9a-f]{32}")
 STATUS = re.compile(r"\A[1-5](xx|[0-9][0-9])\Z")
 

@@ -10,7 +10,7 @@ from django.test.utils import CaptureQueriesContext
 
 from accounts.models import Role
 from routing import circuit, figures
-from routing.admin import RouterForm
+from routing.forms import RouterForm
 from routing.models import Provider, Router
 from tests.conftest import PASSWORD
 from tests.flows.test_changes_in_force import Console, Form

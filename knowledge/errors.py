@@ -62,6 +62,15 @@ class Unreadable(APIError):
     status = 422
 
 
+class StorageAway(APIError):
+    """The storage of uploaded files neither takes nor gives any; it may heal."""
+
+    status = 503
+
+    def __init__(self) -> None:
+        super().__init__("The storage of documents is away, please try again later.", headers={"Retry-After": "10"})
+
+
 class NoChunks(APIError):
     status = 500
 

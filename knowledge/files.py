@@ -11,6 +11,7 @@ from django.core.files.storage import Storage, storages
 from django.db import transaction
 from django.utils import timezone
 
+from knowledge.errors import StorageAway
 from knowledge.models import DiscardedFile
 
 logger = logging.getLogger(__name__)
@@ -26,11 +27,18 @@ def storage() -> Storage:
 
 
 def keep(content: Any, name: str, collection_id: int, then: Callable[[str], T]) -> T:
-    """Store a file and call `then` with its name in the storage; the file stays if that commits."""
+    """Store a file and call `then` with its name in the storage; the file stays if that commits.
+
+    Raises StorageAway.
+    """
     suffix = PurePath(name).suffix.lower()[:16]
     file = f"{collection_id}/{uuid4().hex}{suffix if suffix[1:].isalnum() and suffix.isascii() else ''}"
     note = DiscardedFile.objects.create(file=file, due=timezone.now() + UNCLAIMED)
-    saved = storage().save(file, content)
+    try:
+        saved = storage().save(file, content)
+    except Exception as error:  # whatever a storage raises
+        logger.exception("The file %s cannot be stored.", file)
+        raise StorageAway from error
     if saved != file:  # a storage that renames
         DiscardedFile.objects.filter(pk=note.pk).update(file=saved)
     with transaction.atomic():
@@ -40,8 +48,14 @@ def keep(content: Any, name: str, collection_id: int, then: Callable[[str], T]) 
 
 
 def opened(file: str) -> Any:
-    """The file as a binary stream; raises FileNotFoundError."""
-    return storage().open(file, "rb")
+    """The file as a binary stream; raises FileNotFoundError or StorageAway."""
+    try:
+        return storage().open(file, "rb")
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # whatever a storage raises
+        logger.exception("The file %s cannot be opened.", file)
+        raise StorageAway from error
 
 
 def delete_discarded() -> int:

@@ -24,6 +24,7 @@ from knowledge import files, parsing, splitting
 from knowledge.embedding import BATCH, Vector, embed, fitting
 from knowledge.errors import (
     NoChunks,
+    StorageAway,
     Unreadable,
     VectorizationFailed,
     may_heal,
@@ -97,7 +98,8 @@ def _fail_or_wait(document: Document, error: APIError) -> None:
     if may_heal(error) and document.tries + 1 < tries:
         _put_off(document, _PutOff(min(2.0**document.tries, LONGEST_PAUSE_SECONDS), sentence_of(error)))
     else:
-        _fail(document, error if isinstance(error, VectorizationFailed) else VectorizationFailed(error))
+        is_told = isinstance(error, VectorizationFailed | StorageAway)
+        _fail(document, error if is_told else VectorizationFailed(error))
 
 
 def _fail(document: Document, error: APIError) -> None:

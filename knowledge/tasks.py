@@ -21,7 +21,7 @@ QUEUED = 100  # as many as are worth asking Redis for
 def send(task: Any, id: int) -> None:
     """Queue work; where that fails, the worker finds it by itself a little later."""
     try:
-        task.delay(id)
+        task.apply_async((id,), retry=False)
     except task.OperationalError:
         logger.warning("%s %s waits until Redis is back.", task.name, id)
 

@@ -1,11 +1,11 @@
 """Where the frameworks meet: the Ninja API, one shape of errors for all, one OpenAPI document."""
 
 import logging
+import sys
 from typing import Any
 
 from asgiref.sync import iscoroutinefunction
 from django.core.exceptions import SuspiciousOperation
-from django.db import InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.http.multipartparser import MultiPartParserError
 from django.utils.decorators import sync_and_async_middleware
@@ -25,6 +25,7 @@ from inference.openapi import chat_paths
 from inference.schemas import object_of
 from knowledge.api import routes as knowledge_routes
 from opengate import pages
+from opengate.database import is_away
 from opengate.errors import APIError, DatabaseAway, InvalidBody, openai_error
 from opengate.openapi import SCHEME, open_objects
 from opengate.rows import faults_of
@@ -93,7 +94,7 @@ def _unreadable(request: HttpRequest, error: Exception) -> HttpResponse:
 
 
 def _unplanned(request: HttpRequest, error: Exception) -> HttpResponse:
-    if isinstance(error, OperationalError | InterfaceError):
+    if is_away(error):
         return error_response(DatabaseAway())
     logger.error("Request %s failed.", request.id, exc_info=error)  # type: ignore[attr-defined]
     return error_response(APIError("An unexpected error occurred"))
@@ -143,7 +144,7 @@ def refuse_methods(get_response: Any) -> Any:
 
 def drf_exception_handler(error: Exception, context: dict[str, Any]) -> Response | None:
     """The same shape for Django REST framework; an unplanned exception stays one."""
-    if isinstance(error, OperationalError | InterfaceError):
+    if is_away(error):
         error = DatabaseAway()
     if isinstance(error, exceptions.ValidationError):
         error = InvalidBody(faults_of(error.detail, ["body"]))
@@ -165,7 +166,9 @@ def permission_denied(request: HttpRequest, exception: Exception) -> HttpRespons
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
-    return _refusal(request, APIError("An unexpected error occurred"))
+    """Django asks for it while it handles the exception."""
+    is_ours = not is_away(sys.exception())
+    return _refusal(request, APIError("An unexpected error occurred") if is_ours else DatabaseAway())
 
 
 def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
@@ -173,7 +176,7 @@ def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
 
 
 def _refusal(request: HttpRequest, error: APIError) -> HttpResponse:
-    return pages.refusal(request, error.status) if pages.is_page(request) else error_response(error)
+    return pages.refusal(request, error.status, error.headers) if pages.is_page(request) else error_response(error)
 
 
 class OpenAPIView(View):

@@ -4,6 +4,7 @@ import gc
 import os
 from typing import Any
 
+from django.conf import settings
 from django.core.asgi import get_asgi_application
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "opengate.settings")
@@ -14,6 +15,7 @@ from inference.consumers import ChatCompletions  # noqa: E402
 from opengate import bodies  # noqa: E402
 from opengate.bodies import Receive, Send  # noqa: E402
 from opengate.errors import DatabaseAway  # noqa: E402
+from opengate.patience import PatientConnection  # noqa: E402
 from opengate.playground.consumers import PlaygroundChat  # noqa: E402
 from routing import snapshot  # noqa: E402
 from usage import limits  # noqa: E402
@@ -46,6 +48,9 @@ async def _live(receive: Receive, send: Send) -> None:
             await gateway.wind_down()
             await send({"type": "lifespan.shutdown.complete"})
             return
+
+
+PatientConnection.seconds = settings.DATABASE_PATIENCE_SECONDS
 
 
 async def _warm_up() -> None:

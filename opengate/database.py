@@ -28,6 +28,13 @@ Row = TypeVar("Row", bound=Model)
 TRIES = 4
 
 
+def is_away(error: BaseException | None) -> bool:
+    """Whether Postgres did not answer, or is one that takes no writes, as after a failover."""
+    if isinstance(error, InternalError):
+        return isinstance(error.__cause__, ReadOnlySqlTransaction)
+    return isinstance(error, OperationalError | InterfaceError)
+
+
 def in_thread(
     function: Callable[P, T], executor: ThreadPoolExecutor | None = None
 ) -> Callable[P, Coroutine[Any, Any, T]]:
@@ -44,10 +51,8 @@ def in_thread(
         close_old_connections()
         try:
             return function(*args, **kwargs)
-        except (OperationalError, InterfaceError) as error:
-            raise DatabaseAway from error
-        except InternalError as error:  # after a failover, one that takes no writes
-            if isinstance(error.__cause__, ReadOnlySqlTransaction):
+        except (OperationalError, InterfaceError, InternalError) as error:
+            if is_away(error):
                 raise DatabaseAway from error
             raise
         finally:

@@ -54,6 +54,13 @@ class Environment(BaseModel):
         le=60,
         description="Longest wait of a call with a budget for a Postgres that does not answer.",
     )
+    database_patience_seconds: float = Field(
+        20,
+        alias="OPENGATE_DATABASE_PATIENCE_SECONDS",
+        gt=0,
+        le=600,
+        description="Longest wait of a web process for one answer of Postgres; then its connection is given up.",
+    )
     redis_url: str = Field("", alias="REDIS_URL", description="Redis or Valkey: redis://, rediss:// or unix://.")
     redis_timeout_seconds: float = Field(
         0.1, alias="OPENGATE_REDIS_TIMEOUT_SECONDS", gt=0, le=10, description="Longest wait for one Redis command."

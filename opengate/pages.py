@@ -1,5 +1,6 @@
 """What pages for people do differently from the API: no NUL in their addresses, and refusals to be read."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from asgiref.sync import iscoroutinefunction
@@ -15,13 +16,16 @@ def is_page(request: HttpRequest) -> bool:
     return request.path.startswith((CONSOLE, PLAYGROUND))
 
 
-def refusal(request: HttpRequest, status: int) -> HttpResponse:
+def refusal(request: HttpRequest, status: int, headers: Mapping[str, str] | None = None) -> HttpResponse:
     """A page that says why there is none, in the language of the person; it asks the database nothing."""
     is_playground = request.path.startswith(PLAYGROUND)
     language = translation.get_language_from_request(request) if is_playground else "en"
     context = {"status": status, "home": PLAYGROUND if is_playground else CONSOLE, "id": getattr(request, "id", "")}
     with translation.override(language):
-        return render(request, "console/refused.html", context, status=status)
+        response = render(request, "console/refused.html", context, status=status)
+    for name, value in (headers or {}).items():
+        response[name] = value
+    return response
 
 
 @sync_and_async_middleware

@@ -9,6 +9,7 @@ from kombu import Queue
 
 from opengate import environment
 from opengate.environment import BASE_DIR
+from opengate.patience import PatientConnection
 
 ENVIRONMENT, ENVIRONMENT_PROBLEMS = environment.read()
 
@@ -114,6 +115,13 @@ DATABASE_URL = ENVIRONMENT.database_url or "postgresql:///opengate"
 _database: dict[str, Any] = dict(dj_database_url.parse(DATABASE_URL))
 _database.setdefault("OPTIONS", {})
 _database["OPTIONS"]["connect_timeout"] = 3
+# A host that is gone without a word is noticed in half a minute, not in hours.
+_database["OPTIONS"] |= {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
 if ENVIRONMENT.database_pool:
     # A connection that cannot be made is given up soon, and tried anew by whoever asks next: the pool's own pauses
     # between tries would outlive a long outage by minutes.
@@ -122,16 +130,20 @@ if ENVIRONMENT.database_pool:
         "max_size": ENVIRONMENT.database_pool,
         "timeout": 3,
         "reconnect_timeout": 1,
+        "connection_class": PatientConnection,
     }
 DATABASES = {"default": _database}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
+DATABASE_PATIENCE_SECONDS = ENVIRONMENT.database_patience_seconds
 DATABASE_TIMEOUT_SECONDS = ENVIRONMENT.database_timeout_seconds
 
 REDIS_URL = ENVIRONMENT.redis_url or "redis://127.0.0.1:6379/0"
 REDIS_TIMEOUT_SECONDS = ENVIRONMENT.redis_timeout_seconds
 
 CELERY_BROKER_URL = REDIS_URL.replace("unix://", "redis+socket://", 1).replace("?db=", "?virtual_host=", 1)
+# A Redis that says nothing holds up nobody; longer than the second for which a worker waits for work.
+CELERY_BROKER_TRANSPORT_OPTIONS = {"socket_timeout": 4.0, "socket_connect_timeout": 2.0}
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BROKER_CHANNEL_ERROR_RETRY = True  # a Redis that dies in the middle of an answer is an outage, too
 CELERY_TASK_IGNORE_RESULT = True

@@ -11,7 +11,7 @@ VENDORED := opengate/static/opengate/vendor
 MODELS_SORRY := The local models could not be installed here; everything else works without them.
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint types imports check fuzz drill drill-ingestion bench bench-ledger bench-search bench-console lock vendor messages clean
+.PHONY: help quickstart test lint types imports check fuzz drill drill-ingestion soak bench bench-ledger bench-search bench-console lock vendor messages clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ drill: $(VENV)/installed-dev ## Redis and Postgres stopped, emptied and restarte
 
 drill-ingestion: $(VENV)/installed-dev ## 200 files are read while the worker is killed 30 times
 	OPENGATE_DRILL_FILES=200 OPENGATE_DRILL_KILLS=30 $(PYTHON) -m pytest -s tests/flows/test_ingestion_drill.py
+
+soak: $(VENV)/installed-dev ## mixed calls for five minutes while dependencies fail: what grows, what is left, what failed
+	$(PYTHON) benchmarks/soak.py --json benchmarks/results/soak.json
 
 bench-ledger: $(VENV)/installed-dev ## pages, drain and audit with ten million usage records (8 GB of disk)
 	$(PYTHON) benchmarks/ledger.py

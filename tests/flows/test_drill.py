@@ -6,7 +6,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -23,8 +22,8 @@ import psycopg
 import pytest
 
 from opengate.embedded import Postgres, Valkey
-from opengate.embedded import Server as Embedded
 from tests.conftest import CHAT, PASSWORD
+from tests.flows.dependency import Dependency
 from tests.flows.worker import Worker
 from tests.management.conftest import MODEL, model_list
 from tests.server import ROOT, Server, environment
@@ -44,30 +43,6 @@ class Call:
     request_id: str
     has_budget: bool
     ended: float
-
-
-class Dependency:
-    """Postgres or Valkey as a process that can be stopped, killed and started again."""
-
-    def __init__(self, server: Embedded) -> None:
-        self.server = server
-        self.start()
-
-    def start(self) -> None:
-        self.server.prepare()
-        with open(self.server.log, "ab") as log:
-            self.process = self.server.child.spawn(log)
-        deadline = time.monotonic() + 30
-        while not self.server.is_ready():
-            assert time.monotonic() < deadline, self.server.log.read_text()
-            time.sleep(0.02)
-
-    def stop(self) -> None:
-        self.server.child.stop(self.process)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait(10)
 
 
 @dataclass
@@ -230,9 +205,9 @@ def drill(installation: Installation, name: str, happens: Callable[[], None]) ->
 
 def test_redis_stands_still(installation):
     def happens() -> None:
-        installation.valkey.process.send_signal(signal.SIGSTOP)
+        installation.valkey.pause()
         time.sleep(SECONDS)
-        installation.valkey.process.send_signal(signal.SIGCONT)
+        installation.valkey.go_on()
 
     for statuses in drill(installation, f"Redis paused for {SECONDS} s", happens):
         assert set(statuses) == {200}  # limits open, by default; nobody hears 401

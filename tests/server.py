@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import quote
 
 import httpx
@@ -45,13 +45,16 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> "Server":
+    def spawn(self, variables: dict[str, str]) -> subprocess.Popen[bytes]:
         port = str(self.port)
         command = {
             "uvicorn": [sys.executable, "manage.py", "serve", "--workers", "1", "--grace", "2", "--port", port],
             "daphne": [sys.executable, "-m", "daphne", "-v", "0", "-p", port, "opengate.asgi:application"],
         }[self.kind]
-        self.process = subprocess.Popen(command, cwd=ROOT, env=environment(**self.extra))
+        return subprocess.Popen(command, cwd=ROOT, env=variables)
+
+    def start(self) -> Self:
+        self.process = self.spawn(environment(**self.extra))
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and self.process.poll() is None:
             try:

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import httpx
@@ -20,7 +20,7 @@ class Callers:
 
     def __init__(
         self,
-        servers: list[Server],
+        servers: Sequence[Server],
         keys: list[str],
         call: Callable[[httpx.Client, int], Any],
         enough: Callable[["Callers"], bool],

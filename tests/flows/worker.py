@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.server import ROOT, environment
@@ -15,6 +15,7 @@ class Worker:
     """One worker and its children: a process group, so that a kill takes them all, as the end of a machine would."""
 
     children = 1
+    prefix: Sequence[str] = ()  # of its command: where it runs
 
     def __init__(self, folder: Path, **extra: str) -> None:
         self.folder, self.extra = folder, extra
@@ -22,7 +23,7 @@ class Worker:
 
     def start(self) -> "Worker":
         command = [sys.executable, "-m", "celery", "-A", "opengate", "worker", "-B", "-c", str(self.children)]
-        command += ["--schedule", str(self.folder / "schedule"), "--loglevel", "WARNING"]
+        command = [*self.prefix, *command, "--schedule", str(self.folder / "schedule"), "--loglevel", "WARNING"]
         with open(self.folder / "worker.log", "ab") as log:
             self.process = subprocess.Popen(
                 command,

@@ -16,7 +16,7 @@ from django.utils import timezone
 from accounts.errors import KeyLivesTooLong
 from opengate.encryption import mask
 
-__all__ = ["digest", "digests", "expiry", "is_well_formed", "mask", "new_key"]
+__all__ = ["digest", "digests", "expiry", "fingerprints", "is_well_formed", "mask", "new_key"]
 
 _SHAPE = re.compile(r"sk-[A-Za-z0-9_-]{43}")
 
@@ -51,3 +51,10 @@ def digests(text: str) -> tuple[str, ...]:
     if not settings.KEY_SECRETS:
         raise ImproperlyConfigured("OPENGATE_KEY_SECRETS is not set: keys cannot be told apart.")
     return tuple(hmac.digest(secret.encode(), text.encode(), "sha256").hex() for secret in settings.KEY_SECRETS)
+
+
+def fingerprints() -> list[str]:
+    """By which the table tells under which secret a digest was made, the current one first; they tell nothing of it."""
+    return [
+        hmac.digest(secret.encode(), b"opengate: which secret", "sha256").hex()[:16] for secret in settings.KEY_SECRETS
+    ]

@@ -193,7 +193,15 @@ class KeyQuerySet(models.QuerySet["Key"]):
         """A new key and its full text, which is nowhere kept and never shown again; raises KeyLivesTooLong."""
         expires = keys.expiry(expires)
         text = keys.new_key()
-        return self.create(user=user, name=name, expires=expires, digest=keys.digest(text), token=keys.mask(text)), text
+        made = self.create(
+            user=user,
+            name=name,
+            expires=expires,
+            digest=keys.digest(text),
+            digest_secret=keys.fingerprints()[0],
+            token=keys.mask(text),
+        )
+        return made, text
 
     def open_playground(self, user: User) -> tuple["Key", str]:
         """The key of a new login, in place of that of the last one."""
@@ -226,6 +234,9 @@ class Key(models.Model):
     user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="keys")
     name = models.CharField(max_length=255)
     digest = models.CharField(max_length=64, unique=True, editable=False)
+    digest_secret = models.CharField(
+        max_length=16, null=True, editable=False, help_text="Which secret the digest was made under; empty if unknown."
+    )
     token = models.CharField("key", max_length=32, editable=False, help_text="First 8 and last 8 characters.")
     expires = models.DateTimeField(null=True, blank=True, help_text="The key closes then; empty is never.")
     last_used = models.DateTimeField(null=True, blank=True, editable=False)

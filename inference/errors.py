@@ -28,6 +28,13 @@ class UpstreamFailed(UpstreamTrouble):
         return str(self.detail)  # ours, as it is with every one of these
 
 
+class AddressNotAllowed(UpstreamFailed):
+    """No provider may be where this one is: it was not asked."""
+
+    def __init__(self) -> None:
+        super().__init__("The model's address is not one that providers may have.")
+
+
 class ProviderFull(UpstreamFailed):
     """This process has as many calls at the provider as it may: no fault of the provider's."""
 

@@ -17,6 +17,7 @@ from opengate.bodies import Receive, Send  # noqa: E402
 from opengate.errors import DatabaseAway  # noqa: E402
 from opengate.patience import PatientConnection  # noqa: E402
 from opengate.playground.consumers import PlaygroundChat  # noqa: E402
+from opengate.protection import protected  # noqa: E402
 from routing import snapshot  # noqa: E402
 from usage import limits  # noqa: E402
 
@@ -25,6 +26,7 @@ CONSUMERS = {"/v1/chat/completions": ChatCompletions, "/playground/chat": Playgr
 _hot = {path: consumer.as_asgi() for path, consumer in CONSUMERS.items()}
 
 
+@protected
 async def application(scope: dict[str, Any], receive: Receive, send: Send) -> None:
     if scope["type"] == "http":
         hot = _hot.get(scope["path"])

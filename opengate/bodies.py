@@ -6,7 +6,7 @@ from typing import Any
 from django.conf import settings
 from pydantic_core import to_json
 
-from opengate.errors import BodyTooLarge, openai_error
+from opengate.errors import APIError, BodyTooLarge, openai_error
 from opengate.request_id import HEADER, new_request_id
 
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
@@ -35,7 +35,7 @@ async def bounded(application: Application, scope: dict[str, Any], receive: Rece
             raise too_large()
         await application(scope, counted, send)
     except BodyTooLarge as error:  # nothing was answered yet: the body comes before the answer
-        await _refuse(error, send)
+        await refuse(error, send)
 
 
 def _announced(scope: Mapping[str, Any]) -> int:
@@ -45,13 +45,15 @@ def _announced(scope: Mapping[str, Any]) -> int:
     return 0
 
 
-async def _refuse(error: BodyTooLarge, send: Send) -> None:
+async def refuse(error: APIError, send: Send) -> None:
+    """Answer with the error, the last of its connection, before any framework has a say."""
     body = to_json({"detail": error.detail, "error": openai_error(error.status, error.detail)})
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
         (b"connection", b"close"),
         (HEADER.encode(), new_request_id().encode()),
+        *((name.lower().encode(), value.encode()) for name, value in error.headers.items()),
     ]
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -3,9 +3,12 @@
 from typing import Any
 
 from django.conf import settings
-from django.core.checks import CheckMessage, Error, Warning, register
+from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.core.files.storage import storages
 from django.core.files.storage.handler import InvalidStorageError
+from django.db import DatabaseError
+
+from opengate import egress, encryption
 
 LEAST_SECRET_LENGTH = 32
 _GENERATE = 'python -c "import secrets; print(secrets.token_urlsafe(48))"'
@@ -30,6 +33,56 @@ def secrets_are_set(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
             hint = f"At least {LEAST_SECRET_LENGTH} characters: {_GENERATE}"
             found.append(Error(f"{name} is too short to be a secret.", hint=hint, id="opengate.E003"))
     return found
+
+
+# Words of examples, which everybody can read.
+_EXAMPLES = ("change", "replace", "example", "dummy", "insecure", "tests-only", "your-", "password", "12345")
+_LEAST_CHARACTERS = 10
+
+
+def _all_secrets() -> list[tuple[str, str]]:
+    """Each secret, the former ones too, beside the name of its variable."""
+    return [
+        ("OPENGATE_SECRET_KEY", settings.ENVIRONMENT.secret_key),
+        *(("OPENGATE_SECRET_KEY_FALLBACKS", secret) for secret in settings.SECRET_KEY_FALLBACKS),
+        *(("OPENGATE_KEY_SECRETS", secret) for secret in settings.KEY_SECRETS),
+        *(("OPENGATE_ENCRYPTION_SECRETS", secret) for secret in settings.ENCRYPTION_SECRETS),
+    ]
+
+
+@register
+def secrets_are_apart(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    """What leaks in one place opens no other."""
+    found: list[CheckMessage] = []
+    seen: dict[str, str] = {}
+    for name, secret in _all_secrets():
+        if secret and secret in seen:
+            hint = f"One secret, one use: {_GENERATE}"
+            found.append(Warning(f"{name} has a secret that {seen[secret]} has, too.", hint=hint, id="opengate.W003"))
+        seen.setdefault(secret, name)
+    return found
+
+
+@register(deploy=True)
+def secrets_are_no_examples(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    guessed = {
+        name: None
+        for name, secret in _all_secrets()
+        if secret and (len(set(secret)) < _LEAST_CHARACTERS or any(word in secret.lower() for word in _EXAMPLES))
+    }
+    hint = f"Make one with: {_GENERATE}"
+    return [
+        Error(f"{name} can be guessed: it looks like an example.", hint=hint, id="opengate.E008") for name in guessed
+    ]
+
+
+@register
+def provider_networks_are_understood(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    hint = "What is not understood opens nothing; link-local, metadata and multicast addresses never open."
+    return [
+        Error(f"OPENGATE_PROVIDER_NETWORKS: {fault}", hint=hint, id="opengate.E007")
+        for fault in egress.faults_of(settings.PROVIDER_NETWORKS)
+    ]
 
 
 @register
@@ -80,3 +133,49 @@ def passwords_go_by_https(app_configs: Any, **kwargs: Any) -> list[CheckMessage]
         "OPENGATE_HTTPS_HEADER names the header by which the proxy says so."
     )
     return [Warning("Pages are served by http to other machines.", hint=hint, id="opengate.W002")]
+
+
+@register(deploy=True)
+def hosts_are_named(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    """A host that anybody can claim is none; one that nobody outside has is none either."""
+    if "*" in settings.ALLOWED_HOSTS:
+        hint = "Name the hosts, as people and programs write them."
+        return [Warning("OPENGATE_ALLOWED_HOSTS lets every host in.", hint=hint, id="opengate.W004")]
+    if set(settings.ALLOWED_HOSTS) <= LOCAL_HOSTS:
+        hint = "Name the hosts by which people and programs come; others are answered 400."
+        return [Warning("OPENGATE_ALLOWED_HOSTS has this machine's own names alone.", hint=hint, id="opengate.W005")]
+    return []
+
+
+@register(deploy=True)
+def origins_come_by_https(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    hint = "Whoever can change what passes on the way could post forms in the name of whoever is signed in."
+    return [
+        Warning(f"OPENGATE_TRUSTED_ORIGINS trusts {origin}.", hint=hint, id="opengate.W006")
+        for origin in settings.CSRF_TRUSTED_ORIGINS
+        if not origin.startswith("https://")
+    ]
+
+
+@register(Tags.database)
+def encrypted_rows_can_be_read(app_configs: Any, databases: Any = None, **kwargs: Any) -> list[CheckMessage]:
+    """With `check --database default`, and before migrations."""
+    if not databases or not settings.ENCRYPTION_SECRETS:
+        return []
+    columns = encryption.columns()
+    try:
+        for column in columns:
+            column.look()
+    except DatabaseError:
+        return []  # not there yet
+    hint = "Put the former secret behind the current one in OPENGATE_ENCRYPTION_SECRETS, or give these rows a new key."
+    return [
+        Warning(f"{column}: no secret opens {_some(column.unreadable)}.", hint=hint, id="opengate.W007")
+        for column in columns
+        if column.unreadable
+    ]
+
+
+def _some(ids: list[Any]) -> str:
+    """How many rows, and the first of them by name."""
+    return f"{len(ids)} rows ({', '.join(map(str, ids[:10]))}{', …' if len(ids) > 10 else ''})"

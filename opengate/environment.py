@@ -33,6 +33,11 @@ class Environment(BaseModel):
         BASE_DIR / "var", alias="OPENGATE_VAR", description="Folder for the data of the embedded default."
     )
     secret_key: str = Field("", alias="OPENGATE_SECRET_KEY", description="Signs sessions; at least 32 characters.")
+    secret_key_fallbacks: Words = Field(
+        [],
+        alias="OPENGATE_SECRET_KEY_FALLBACKS",
+        description="Former values of OPENGATE_SECRET_KEY, under which sessions still hold.",
+    )
     key_secrets: Words = Field(
         [],
         alias="OPENGATE_KEY_SECRETS",
@@ -66,7 +71,9 @@ class Environment(BaseModel):
         0.1, alias="OPENGATE_REDIS_TIMEOUT_SECONDS", gt=0, le=10, description="Longest wait for one Redis command."
     )
     allowed_hosts: Words = Field(
-        ["localhost", "127.0.0.1", "[::1]"], alias="OPENGATE_ALLOWED_HOSTS", description="Host names of the console."
+        ["localhost", "127.0.0.1", "[::1]"],
+        alias="OPENGATE_ALLOWED_HOSTS",
+        description="Host names by which people and programs come here; requests for others are answered 400.",
     )
     trusted_origins: Words = Field(
         [], alias="OPENGATE_TRUSTED_ORIGINS", description="Origins, with scheme, that may post forms to the console."
@@ -82,6 +89,9 @@ class Environment(BaseModel):
         ge=0,
         le=63_072_000,
         description="How long browsers remember to come by https alone (HSTS); 0 says nothing.",
+    )
+    hsts_subdomains: bool = Field(
+        False, alias="OPENGATE_HSTS_SUBDOMAINS", description="HSTS holds for all subdomains of the host, too."
     )
     https_header: str = Field(
         "",
@@ -109,6 +119,15 @@ class Environment(BaseModel):
     )
     max_body_bytes: int = Field(
         32 * 1024 * 1024, alias="OPENGATE_MAX_BODY_BYTES", ge=1024, description="Longest request body."
+    )
+    provider_networks: Words = Field(
+        ["loopback", "private"],
+        alias="OPENGATE_PROVIDER_NETWORKS",
+        description="Networks, besides public ones, that providers may be in: loopback, private, none, or such as "
+        "10.2.0.0/16; with only, public ones are closed, too.",
+    )
+    provider_https_only: bool = Field(
+        False, alias="OPENGATE_PROVIDER_HTTPS_ONLY", description="Providers are called by https alone."
     )
     upstream_connect_timeout_seconds: float = Field(
         10, alias="OPENGATE_UPSTREAM_CONNECT_TIMEOUT_SECONDS", gt=0, description="Longest wait for a provider's socket."

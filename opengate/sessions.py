@@ -13,3 +13,15 @@ class SessionStore(db.SessionStore):
 
     def _validate_session_key(self, key: Any) -> bool:
         return isinstance(key, str) and KEY.fullmatch(key) is not None
+
+
+class SessionOfACall(SessionStore):
+    """For what answers without a cookie: a session keeps its key, even where the secret of cookies was changed."""
+
+    @property
+    def key_salt(self) -> str:
+        """It reads what pages write."""
+        return SessionStore().key_salt
+
+    def cycle_key(self) -> None:
+        """The next page does it, and tells the browser."""

@@ -15,6 +15,7 @@ ENVIRONMENT, ENVIRONMENT_PROBLEMS = environment.read()
 
 DEBUG = ENVIRONMENT.debug
 SECRET_KEY = ENVIRONMENT.secret_key
+SECRET_KEY_FALLBACKS = ENVIRONMENT.secret_key_fallbacks
 KEY_SECRETS = ENVIRONMENT.key_secrets
 ENCRYPTION_SECRETS = ENVIRONMENT.encryption_secrets
 ALLOWED_HOSTS = ENVIRONMENT.allowed_hosts
@@ -24,6 +25,8 @@ APP_TITLE = ENVIRONMENT.app_title
 LIMITS_FAIL_OPEN = ENVIRONMENT.limits_fail_open
 RATE_LIMITING_STRATEGY = ENVIRONMENT.rate_limiting_strategy
 MAX_BODY_BYTES = ENVIRONMENT.max_body_bytes
+PROVIDER_NETWORKS = ENVIRONMENT.provider_networks
+PROVIDER_SCHEMES = ("https://",) if ENVIRONMENT.provider_https_only else ("https://", "http://")
 UPSTREAM_CONNECT_TIMEOUT_SECONDS = ENVIRONMENT.upstream_connect_timeout_seconds
 UPSTREAM_MAX_CALLS = ENVIRONMENT.upstream_max_calls
 UPSTREAM_MAX_RESPONSE_BYTES = ENVIRONMENT.upstream_max_response_bytes
@@ -200,7 +203,12 @@ AXES_CLIENT_IP_CALLABLE = "opengate.request_id.client_address"
 AXES_DISABLE_ACCESS_LOG = True
 AXES_VERBOSE = False
 # No middleware of axes: it replaces answers. The login page and the login endpoint say themselves what is wrong.
-SILENCED_SYSTEM_CHECKS = ["axes.W002"]
+SILENCED_SYSTEM_CHECKS = [
+    "axes.W002",
+    "security.W005",  # HSTS of subdomains and of browsers' own lists decides about more than this host:
+    "security.W021",  # OPENGATE_HSTS_SUBDOMAINS is for whoever may decide that
+    "security.W008",  # whoever speaks https for us sends people there, and probes come by http
+]
 
 AUDITLOG_STORE_JSON_CHANGES = True
 
@@ -216,6 +224,7 @@ SESSION_COOKIE_HTTPONLY = True
 SESSION_COOKIE_SAMESITE = CSRF_COOKIE_SAMESITE = "Lax"
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS
 SECURE_HSTS_SECONDS = ENVIRONMENT.hsts_seconds if HTTPS else 0
+SECURE_HSTS_INCLUDE_SUBDOMAINS = ENVIRONMENT.hsts_subdomains
 if ENVIRONMENT.https_header:
     SECURE_PROXY_SSL_HEADER = (f"HTTP_{ENVIRONMENT.https_header.upper().replace('-', '_')}", "https")
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from decimal import Decimal
 from functools import partial
 from typing import Any, ClassVar, Self
+from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.core.exceptions import ValidationError
@@ -12,6 +13,7 @@ from django.db import models, transaction
 from django.db.models import Count, OuterRef, Q, Subquery
 from django.db.models.functions import Coalesce
 
+from opengate import egress
 from opengate.encryption import EncryptedTextField
 from opengate.errors import APIError
 from routing import circuit
@@ -330,10 +332,15 @@ class Provider(models.Model):
 
 
 def check_url(url: str) -> None:
-    """Raises ValidationError unless it is http or https and a host, and paths can be added to it."""
+    """Raises ValidationError unless it is http or https and a host that providers may have, and paths can be added."""
     URLValidator(schemes=["http", "https"])(_checkable(url))
     if any(sign in url for sign in "?#@\\"):
         raise ValidationError("Enter a URL without credentials, query or fragment.")
+    if not url[:8].lower().startswith(settings.PROVIDER_SCHEMES):
+        raise ValidationError(f"Enter a URL that starts with {' or '.join(settings.PROVIDER_SCHEMES)}.")
+    reason = egress.refusal_of_host(urlsplit(url).hostname or "")
+    if reason is not None:
+        raise ValidationError(reason)
 
 
 def _checkable(url: str) -> str:

@@ -1,5 +1,7 @@
 """The pooled HTTP client for providers. No redirect is followed, no caller's header is forwarded, sizes are bounded.
 
+Each new connection is asked about (`opengate.egress`): an address where no provider may be is not connected to.
+
 A process has so many calls at a provider at most (UPSTREAM_MAX_CALLS): a slow one cannot take what others need.
 """
 
@@ -15,7 +17,8 @@ import aiohttp
 from django.conf import settings
 from pydantic_core import from_json
 
-from inference.errors import ProviderFull, UnreadableAnswer, UpstreamFailed, UpstreamRefused
+from inference.errors import AddressNotAllowed, ProviderFull, UnreadableAnswer, UpstreamFailed, UpstreamRefused
+from opengate import egress
 from routing.snapshot import Provider
 
 logger = logging.getLogger(__name__)
@@ -43,7 +46,7 @@ def _client() -> _Client:
     client = _clients.get(loop)
     if client is None or client.session.closed:
         session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
+            connector=aiohttp.TCPConnector(limit=0, socket_factory=egress.open_socket),
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=("User-Agent",),
             trust_env=False,
@@ -101,6 +104,8 @@ async def _request(
     provider: Provider, path: str, body: Body | None, timeout: aiohttp.ClientTimeout, *, accept: str
 ) -> AsyncIterator[aiohttp.ClientResponse]:
     """An answer with status 200; the client's faults, here and while it is read, become ours."""
+    if not provider.url[:8].lower().startswith(settings.PROVIDER_SCHEMES):  # stored before the setting was narrowed
+        raise AddressNotAllowed
     headers = {"Accept": accept, "Accept-Encoding": "identity"}
     if isinstance(body, bytes):
         headers["Content-Type"] = "application/json"
@@ -124,6 +129,8 @@ async def _request(
                 raise await _refusal(provider, response)
             yield response
     except aiohttp.ClientConnectorError as error:
+        if isinstance(error.os_error, egress.AddressRefused):
+            raise AddressNotAllowed from error
         raise UpstreamFailed("Model is temporarily unavailable, please try again later.") from error
     except (TimeoutError, aiohttp.ClientOSError, aiohttp.ClientPayloadError, aiohttp.ServerConnectionError) as error:
         name = type(error).__name__

@@ -3,8 +3,8 @@
 from io import BytesIO
 from typing import Any
 
+from django.conf import settings
 from django.contrib import auth
-from django.contrib.sessions.middleware import SessionMiddleware
 from django.core.exceptions import SuspiciousOperation
 from django.core.handlers.asgi import ASGIRequest
 from django.http import HttpResponse
@@ -19,6 +19,7 @@ from knowledge.models import Document
 from knowledge.schemas import SearchTool
 from opengate.database import in_thread
 from opengate.errors import APIError
+from opengate.sessions import SessionOfACall
 from usage.accounting import Call
 
 
@@ -63,12 +64,12 @@ class PlaygroundChat(ChatCompletions):
 def signed_in(scope: dict[str, Any]) -> int:
     """Whose session the request carries; raises SignedOut, or ForeignForm without the token of one of our pages.
 
-    Django's own middleware decides both, on a request without its body: so the token must be in the header, which no
+    Django's own code decides both, on a request without its body: so the token must be in the header, which no
     form of another site can send.
     """
     headers = [(name, value) for name, value in scope["headers"] if name not in (b"content-type", b"content-length")]
     request = ASGIRequest({**scope, "headers": headers}, BytesIO())
-    SessionMiddleware(_nothing).process_request(request)
+    request.session = SessionOfACall(request.COOKIES.get(settings.SESSION_COOKIE_NAME))
     user = auth.get_user(request)
     if not user.is_authenticated:
         raise SignedOut

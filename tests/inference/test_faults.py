@@ -414,7 +414,7 @@ def test_a_caller_who_leaves_when_all_is_said_is_no_different(gateway, ada, rout
 def test_a_caller_who_leaves_in_the_middle_of_its_body_leaves_nothing(gateway, ada, router, key_of, chat, records):
     key = key_of(ada)
     with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as connection:
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n"
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {key}\r\n"
         connection.sendall(head.encode() + b'Content-Length: 1000\r\n\r\n{"model"')
     with gateway.client(key) as client:
         assert chat(client).status_code == 200

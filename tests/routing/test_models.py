@@ -46,6 +46,7 @@ def test_an_address_is_completed(router, type, given, kept):
         ({"type": "vllm", "url": ""}, "url"),
         ({"type": "openai", "url": "file:///etc/passwd"}, "url"),
         ({"type": "openai", "url": "http://a b/"}, "url"),
+        ({"type": "openai", "url": "http://169.254.169.254/"}, "url"),
         ({"type": "openai", "url": "http://host/\r\nX: y"}, "url"),
         ({"type": "tei", "url": "http://tei:80"}, "type"),
         ({"type": "openai", "qos_metric": "inflight"}, "qos_limit"),

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, ClassVar
 
 from channels.generic.http import AsyncHttpConsumer
@@ -17,6 +17,7 @@ from inference.schemas import ChatCompletionRequest
 from knowledge import search
 from knowledge.schemas import MAX_QUERY, SearchTool
 from opengate.bodies import too_large
+from opengate.draining import Stopping
 from opengate.errors import APIError, openai_error
 from opengate.request_id import HEADER, new_request_id
 from usage.accounting import Call
@@ -48,17 +49,26 @@ class CallConsumer(AsyncHttpConsumer):
             body = await self._body(receive)
         except Disconnected:
             return
+        except asyncio.CancelledError:  # by a server that ends, and nobody else
+            await self._refuse(Stopping())
+            return
         except Exception as error:
             await self._refuse(error)
             return
         work = asyncio.ensure_future(self._answer(principal, body))
         leaving = asyncio.ensure_future(self._left(receive))
+        is_cut = False
         try:
             await asyncio.wait((work, leaving), return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            is_cut = True
         finally:
             leaving.cancel()
             work.cancel()  # does nothing to a task that is done
             await asyncio.gather(work, leaving, return_exceptions=True)
+        if is_cut and work.cancelled():
+            with suppress(RuntimeError):  # of an announced length, it can only be cut
+                await self._refuse(Stopping())
 
     async def handle_call(self, principal: Principal, body: bytes) -> None:
         """Answer with the `send…` methods; what is raised before the headers is sent as an error."""

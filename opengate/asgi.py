@@ -1,7 +1,10 @@
 """The application as a server sees it: hot calls first, Django behind, and an orderly start and end."""
 
+import asyncio
 import gc
+import logging
 import os
+from contextlib import suppress
 from typing import Any
 
 from django.conf import settings
@@ -10,9 +13,12 @@ from django.core.asgi import get_asgi_application
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "opengate.settings")
 django_application = get_asgi_application()
 
-from inference import gateway  # noqa: E402  the apps must be loaded first
+from django.db import DatabaseError  # noqa: E402  the apps must be loaded first
+from psycopg_pool import PoolTimeout  # noqa: E402
+
+from inference import gateway  # noqa: E402
 from inference.consumers import ChatCompletions  # noqa: E402
-from opengate import bodies  # noqa: E402
+from opengate import bodies, draining  # noqa: E402
 from opengate.bodies import Receive, Send  # noqa: E402
 from opengate.errors import DatabaseAway  # noqa: E402
 from opengate.patience import PatientConnection  # noqa: E402
@@ -25,19 +31,40 @@ from usage import limits  # noqa: E402
 CONSUMERS = {"/v1/chat/completions": ChatCompletions, "/playground/chat": PlaygroundChat}
 _hot = {path: consumer.as_asgi() for path, consumer in CONSUMERS.items()}
 
+CUT_SECONDS = 2.0  # for a view to hear that its caller is gone
+
+logger = logging.getLogger(__name__)
+
 
 @protected
 async def application(scope: dict[str, Any], receive: Receive, send: Send) -> None:
     if scope["type"] == "http":
         hot = _hot.get(scope["path"])
-        if hot is not None:
+        if draining.refuses(scope["path"]):
+            await bodies.refuse(draining.Stopping(), send)
+        elif hot is not None:
             await hot(scope, receive, send)
         else:
-            await bodies.bounded(django_application, scope, receive, send)
+            await _django(scope, receive, send)
     elif scope["type"] == "lifespan":
         await _live(receive, send)
     else:
         await django_application(scope, receive, send)
+
+
+async def _django(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    """Django's answer; a server that ends cancels us, and then the caller is refused.
+
+    Django would not tell that to its view, but it does tell that the caller is gone: which he is, once he is answered.
+    """
+    work = asyncio.ensure_future(bodies.bounded(django_application, scope, receive, send))
+    try:
+        await asyncio.shield(work)
+    except asyncio.CancelledError:
+        with suppress(RuntimeError):  # an answer that has begun can only be cut
+            await bodies.refuse(draining.Stopping(), send)
+        await asyncio.wait((work,), timeout=CUT_SECONDS)
+        work.cancel()
 
 
 async def _live(receive: Receive, send: Send) -> None:
@@ -56,12 +83,15 @@ PatientConnection.seconds = settings.DATABASE_PATIENCE_SECONDS
 
 
 async def _warm_up() -> None:
-    """Read what every call needs, so that the first one does not wait; without Postgres the process still starts."""
+    """Read what every call needs, so that the first one does not wait.
+
+    Without Postgres, or before its tables are there, the process still starts: it is ready later.
+    """
     try:
         await snapshot.latest()
         await limits.grants()
-    except DatabaseAway:
-        pass
+    except (DatabaseAway, DatabaseError, PoolTimeout) as error:
+        logger.warning("The process starts without its database: %s", error.__cause__ or error)
     # What is loaded now stays: the collector need not walk it again and again, each time tens of milliseconds.
     gc.collect()
     gc.freeze()

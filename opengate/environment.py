@@ -6,10 +6,11 @@ A wrong value does not stop the start: the default is used, and `opengate.checks
 import json
 import os
 import secrets
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
@@ -22,7 +23,14 @@ def _object(value: object) -> object:
     return json.loads(value) if isinstance(value, str) and value else value or {}
 
 
+def _networks(values: list[str]) -> list[str]:
+    for value in values:
+        ip_network(value)  # raises ValueError with the value in it
+    return values
+
+
 Words = Annotated[list[str], BeforeValidator(_split)]
+Networks = Annotated[list[str], BeforeValidator(_split), AfterValidator(_networks)]
 
 
 class Environment(BaseModel):
@@ -105,6 +113,50 @@ class Environment(BaseModel):
         ge=60,
         le=31_536_000,
         description="How long somebody who signed in on a page stays signed in.",
+    )
+    web_workers: int | None = Field(
+        None,
+        alias="OPENGATE_WEB_WORKERS",
+        ge=1,
+        le=256,
+        description="Web processes of one `manage.py serve`. Unset: one a core (quickstart: 2).",
+    )
+    drain_delay_seconds: float = Field(
+        0,
+        alias="OPENGATE_DRAIN_DELAY_SECONDS",
+        ge=0,
+        le=600,
+        description="How long a server that stops is not ready but takes calls: until its load balancer has noticed.",
+    )
+    grace_seconds: float = Field(
+        30,
+        alias="OPENGATE_GRACE_SECONDS",
+        ge=0,
+        le=86_400,
+        description="How long open calls may go on in a server that stops, before they are cut.",
+    )
+    keep_alive_seconds: int = Field(
+        75,
+        alias="OPENGATE_KEEP_ALIVE_SECONDS",
+        ge=1,
+        le=3600,
+        description="How long an unused connection stays open: longer than your proxy keeps its own.",
+    )
+    max_header_bytes: int = Field(
+        64 * 1024, alias="OPENGATE_MAX_HEADER_BYTES", ge=4096, description="Longest line and headers of a request."
+    )
+    backlog: int = Field(
+        4096, alias="OPENGATE_BACKLOG", ge=1, le=65_535, description="New connections that may wait to be accepted."
+    )
+    worker_heartbeat: Path | None = Field(
+        None,
+        alias="OPENGATE_WORKER_HEARTBEAT",
+        description="File that a worker touches every 10 s while it is connected, for a probe to look at. Unset: none.",
+    )
+    trusted_proxies: Networks = Field(
+        ["127.0.0.1", "::1"],
+        alias="OPENGATE_TRUSTED_PROXIES",
+        description="Addresses and networks whose X-Forwarded-For and X-Forwarded-Proto are believed.",
     )
     app_title: str = Field("OpenGate", alias="OPENGATE_APP_TITLE", description="Title; owner of unowned models.")
     limits_fail_open: bool = Field(

@@ -5,6 +5,7 @@ from django.db.migrations.executor import MigrationExecutor
 from django.http import HttpRequest, JsonResponse
 from psycopg_pool import PoolTimeout
 
+from opengate import draining
 from opengate import redis as opengate_redis
 from opengate.database import in_thread
 from opengate.errors import DatabaseAway
@@ -17,7 +18,15 @@ async def live(request: HttpRequest) -> JsonResponse:
 
 
 async def ready(request: HttpRequest) -> JsonResponse:
-    """`/health/ready`: Postgres and Redis answer and all migrations are applied; 503 says which is not so."""
+    """`/health/ready`: Postgres and Redis answer and all migrations are applied; 503 says which is not so.
+
+    From the moment the service is told to stop it is 503 with the status `draining`.
+    """
+    if draining.has_begun():
+        response = JsonResponse({"status": "draining", "checks": {}}, status=503)
+        # No error, and Django would log each probe as one.
+        response._has_been_logged = True  # type: ignore[attr-defined]
+        return response
     checks = {"postgres": "ok", "redis": "ok", "migrations": "ok"}
     try:
         if await _unapplied():

@@ -23,6 +23,7 @@ from opengate.supervisor import Child, Stopped, Supervisor, SupervisorError, sol
 DATABASE = "opengate"
 START_SECONDS = 60.0
 PROBE_SECONDS = 5.0
+WEB_STOP_SECONDS = 40.0  # it ends as soon as its calls have: at most their grace, and the time to settle
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,8 @@ class Quickstart:
         documents = [*celery, "-Q", settings.DOCUMENTS_QUEUE, "-c", "2", "-n", "documents@%h"]
         self.supervisor.start(self._child("documents", documents, silenced))
         serve = [sys.executable, "manage.py", "serve", "--host", options.host, "--port", str(options.port)]
-        self.supervisor.start(self._child("web", [*serve, "--workers", str(options.web_workers)]))
+        web = self._child("web", [*serve, "--workers", str(options.web_workers), "--drain-delay", "0", "--grace", "5"])
+        self.supervisor.start(replace(web, stop_seconds=WEB_STOP_SECONDS))
 
     def _manage(self, *words: str) -> str:
         return self.supervisor.run(self._child(f"manage.py {words[0]}", [sys.executable, "manage.py", *words]))

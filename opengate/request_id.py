@@ -17,11 +17,16 @@ current_request: ContextVar[HttpRequest | None] = ContextVar("current_request", 
 
 
 def client_address(request: HttpRequest) -> str | None:
-    """The caller's IP address, as the server knows it; None when it is none (a socket, a proxy's garbage)."""
+    """The caller's IP address, as the server knows it; None when it is none (a socket, a proxy's garbage).
+
+    Behind a proxy of TRUSTED_PROXIES it is the one that the proxy tells.
+    """
     try:
-        return str(ip_address(request.META.get("REMOTE_ADDR", ""))).partition("%")[0]
+        address = ip_address(request.META.get("REMOTE_ADDR", ""))
     except ValueError:
         return None
+    # An address of IPv4 is the same one when a socket of IPv6 sees it.
+    return str(getattr(address, "ipv4_mapped", None) or address).partition("%")[0]
 
 
 def new_request_id() -> str:

@@ -46,12 +46,14 @@ class Server:
         self.process: subprocess.Popen[bytes] | None = None
 
     def spawn(self, variables: dict[str, str]) -> subprocess.Popen[bytes]:
-        port = str(self.port)
-        command = {
-            "uvicorn": [sys.executable, "manage.py", "serve", "--workers", "1", "--grace", "2", "--port", port],
-            "daphne": [sys.executable, "-m", "daphne", "-v", "0", "-p", port, "opengate.asgi:application"],
-        }[self.kind]
-        return subprocess.Popen(command, cwd=ROOT, env=variables)
+        if self.kind == "daphne":
+            command = [sys.executable, "-m", "daphne", "-v", "0", "-p", str(self.port), "opengate.asgi:application"]
+            return subprocess.Popen(command, cwd=ROOT, env=variables)
+        # The web process itself, without the parent that `manage.py serve` is otherwise.
+        with socket.create_server(("127.0.0.1", self.port), backlog=1024) as listener:
+            number = listener.fileno()
+            command = [sys.executable, "manage.py", "serve", "--grace", "2", "--listener", str(number)]
+            return subprocess.Popen(command, cwd=ROOT, env=variables, pass_fds=(number,))
 
     def start(self) -> Self:
         self.process = self.spawn(environment(**self.extra))

@@ -38,6 +38,10 @@ def test_a_stream_that_outlives_the_grace_is_cut_and_counted(gateway, router, ad
         lines = response.iter_lines()
         assert "Hello" in next(lines)
         server.stop()
+        *_, last, _ = lines
+        assert last.startswith('data: {"detail":"The server is stopping')
+    assert server.process is not None
+    assert server.process.returncode == 0
     (record,) = records()
     assert (record.status, record.completion_tokens, record.tokens_estimated) == (200, 3, True)
     assert inflight(router) == 0

@@ -1,5 +1,7 @@
 """The real worker: usage comes to its table by itself."""
 
+import time
+
 import pytest
 
 from accounts.models import Key
@@ -10,16 +12,17 @@ from usage.models import UsageRecord
 
 @pytest.fixture
 def worker(redis_client, transactional_db, tmp_path):
-    worker = Worker(tmp_path).start()
+    worker = Worker(tmp_path, OPENGATE_WORKER_HEARTBEAT=str(tmp_path / "heartbeat")).start()
     yield worker
     worker.stop()
 
 
-def test_the_worker_drains_usage_by_itself(as_ada, router, chat, worker, redis_client):
+def test_the_worker_drains_usage_by_itself(as_ada, router, chat, worker, redis_client, tmp_path):
     asked = [chat(as_ada, stream=number % 2 == 0).headers["x-request-id"] for number in range(6)]
     worker.wait_until(lambda: UsageRecord.objects.count() == len(asked))
     assert set(UsageRecord.objects.values_list("request_id", flat=True)) == set(asked)
     worker.wait_until(lambda: redis_client.xlen(spool.STREAM) == 0)
+    assert time.time() - (tmp_path / "heartbeat").stat().st_mtime < 30
 
 
 def test_the_worker_notes_when_a_key_was_last_used(as_ada, router, chat, worker):

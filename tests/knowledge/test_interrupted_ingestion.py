@@ -1,5 +1,6 @@
 """Workers that die, documents that are deleted, and others that overtake: nothing is doubled, lost or left."""
 
+import json
 import threading
 import time
 from collections import Counter
@@ -18,6 +19,7 @@ from knowledge.models import (
     Status,
 )
 from opengate.errors import APIError
+from tests.flows.worker import Worker
 from tests.knowledge.conftest import EMBEDDINGS, embedding, found
 from tests.knowledge.documents import (
     EACH,
@@ -34,6 +36,7 @@ from tests.knowledge.documents import (
     nothing_is_left,
     time_passes,
 )
+from tests.upstream import Received, Reply
 
 STEPS = [
     (parsing, "pages"),
@@ -241,3 +244,24 @@ def test_who_loses_the_lease_waits_for_no_model_any_more(came, ingest, upstream,
     other.join()
     document.refresh_from_db()
     assert (document.status, document.error) == (Status.EMBEDDING, "")
+
+
+def test_a_worker_that_is_told_to_end_finishes_what_it_has(came, upstream, tmp_path):
+    began = threading.Event()
+
+    def slow(request: Received) -> Reply:
+        began.set()
+        return Reply([json.dumps(embedding(request)).encode()], wait=2)
+
+    upstream.route(EMBEDDINGS, slow)
+    document = came("A letter to the council.")
+    worker = Worker(tmp_path).start()
+    try:
+        assert began.wait(30)
+        assert worker.process is not None
+        worker.process.terminate()
+        assert worker.process.wait(30) == 0
+    finally:
+        worker.kill()
+    document.refresh_from_db()
+    assert (document.status, document.lease) == (Status.READY, None)

@@ -1,0 +1,280 @@
+"""One web process: uvicorn's server, with bounds for what comes in and an end that loses no call.
+
+It listens on a socket that its parent (`opengate.processes`) has bound and shares with its siblings, and ends in one of
+three ways: it *drains* (the whole service stops), *retires* (a sibling takes over), or ends *now*.
+"""
+
+import asyncio
+import faulthandler
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import IntEnum
+from logging import getLogger
+from typing import Any
+
+import uvicorn
+from pydantic_core import to_json
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from opengate import draining
+
+HEAD_SECONDS = 30.0  # from the first byte of a request to the end of its headers
+CUT_SECONDS = 5.0  # for a call that is cut to say so and to settle
+FLUSH_SECONDS = 1.0
+CLOSE = (b"connection", b"close")
+
+logger = getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a web process serves; times in seconds."""
+
+    drain_delay: float
+    grace: float
+    keep_alive: int
+    max_header_bytes: int
+    backlog: int
+    trusted_proxies: tuple[str, ...]
+
+
+class Ending(IntEnum):
+    """Why a process ends; a greater one overrules."""
+
+    NOT = 0
+    RETIRE = 1
+    DRAIN = 2
+    NOW = 3
+
+
+# What the parent sends. SIGTERM may come twice, from it and from a service manager that tells all processes.
+ENDINGS = {
+    signal.SIGHUP: Ending.RETIRE,
+    signal.SIGTERM: Ending.DRAIN,
+    signal.SIGINT: Ending.DRAIN,
+    signal.SIGQUIT: Ending.NOW,
+}
+
+
+def serve(listener: int, heart: int | None, options: Options) -> None:
+    """Serve on the socket of that descriptor until a signal comes.
+
+    A byte goes to `heart` each second that the event loop runs; the first says that the process is ready.
+    """
+    faulthandler.register(signal.SIGUSR2, all_threads=True)  # where it hangs, should it hang
+    config = uvicorn.Config(
+        "opengate.asgi:application",
+        loop="uvloop",
+        http=_protocol(options.max_header_bytes),
+        ws="none",
+        lifespan="on",
+        log_config=None,  # as all of ours: LOGGING
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=bool(options.trusted_proxies),
+        forwarded_allow_ips=list(options.trusted_proxies),
+        timeout_keep_alive=options.keep_alive,
+        backlog=options.backlog,
+    )
+    os.set_inheritable(listener, False)
+    WebServer(config, options, heart).run([socket.socket(fileno=listener)])
+
+
+class WebServer(uvicorn.Server):
+    """uvicorn's server with our ends."""
+
+    def __init__(self, config: uvicorn.Config, options: Options, heart: int | None) -> None:
+        super().__init__(config)
+        self._options = options
+        self._heart = heart
+        self._ending = Ending.NOT
+        self._since = 0.0  # that it is on its way to that end
+        self._listens = True
+        self._says_close = False
+        if heart is not None:
+            os.set_blocking(heart, False)
+            os.set_inheritable(heart, False)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        for number in ENDINGS:
+            signal.signal(number, self._on_signal)
+        yield
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        ending = ENDINGS[signal.Signals(number)]
+        if ending > self._ending:
+            self._ending, self._since = ending, time.monotonic()
+            if ending == Ending.DRAIN:
+                draining.begin()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second; true ends the process."""
+        await super().on_tick(counter)
+        if counter % 10 == 0:
+            self._beat()
+        if self._ending == Ending.RETIRE:
+            return self._has_retired()
+        if self._ending == Ending.DRAIN:
+            return self._has_drained()
+        return self._ending == Ending.NOW
+
+    def _beat(self) -> None:
+        if self._heart is None:
+            return
+        try:
+            os.write(self._heart, b".")
+        except BlockingIOError:
+            pass  # the parent has enough to read
+        except BrokenPipeError:  # it is gone: the next one wants our port
+            self._stop_listening()
+
+    def _has_drained(self) -> bool:
+        """Calls are taken for the delay, then refused while those that are open have their grace."""
+        self._say_close()
+        late = time.monotonic() - self._since - self._options.drain_delay
+        if late < 0:
+            return False
+        draining.refuse_calls()
+        return late > self._options.grace or not self._is_busy()
+
+    def _has_retired(self) -> bool:
+        """Siblings take new connections. Ours end by themselves: with their next answer, or when long unused.
+
+        To close one that rests would lose the call that may be on its way to us.
+        """
+        if self._listens:
+            self._stop_listening()
+            self._say_close()
+            return False  # what was accepted a moment ago is a connection only then
+        late = time.monotonic() - self._since
+        return not self.server_state.connections or late > self._options.keep_alive + self._options.grace
+
+    def _is_busy(self) -> bool:
+        connections = self.server_state.connections
+        return bool(self.server_state.tasks) or any(
+            connection.transport.get_write_buffer_size() for connection in connections
+        )
+
+    def _stop_listening(self) -> None:
+        self._listens = False
+        for server in self.servers:
+            server.close()
+
+    def _say_close(self) -> None:
+        """Each answer that has not begun says that it is the last of its connection; uvicorn then closes it.
+
+        An answer that has begun did not say so, and its caller may use the connection again: for one more answer.
+        """
+        if self._says_close:
+            return
+        self._says_close = True
+        self.config.encoded_headers = [*self.config.encoded_headers, CLOSE]
+        self.server_state.default_headers = [*self.server_state.default_headers, CLOSE]
+        for connection in self.server_state.connections:
+            cycle: Any = connection.cycle  # type: ignore[union-attr]
+            if cycle is not None and not cycle.response_started:
+                cycle.keep_alive = False
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Cut what is still open, send what is still to be sent, and let the application settle and flush."""
+        draining.refuse_calls()
+        self._stop_listening()
+        for listener in sockets or []:
+            listener.close()
+        tasks = list(self.server_state.tasks)
+        if tasks:
+            logger.warning("%d open calls were cut, as the process ends.", len(tasks))
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=CUT_SECONDS)
+        for connection in list(self.server_state.connections):
+            connection.transport.close()
+        deadline = time.monotonic() + FLUSH_SECONDS
+        while self.server_state.connections and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+        await self.lifespan.shutdown()
+
+
+class HeadTooLarge(Exception):
+    """More headers than we read."""
+
+
+class Protocol(HttpToolsProtocol):
+    """Bounds what uvicorn leaves open: how long a request's line and headers are, and how long they take to come."""
+
+    max_header_bytes: int
+
+    _in_head = False
+    _head_bytes = 0  # of what the parser has told us
+    _unfinished_bytes = 0  # of what came, while the head has no end: one header may be endless
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        # A connection that says nothing is an unused one.
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._in_head and not self.transport.is_closing():
+            self._unfinished_bytes += len(data)
+            if self._unfinished_bytes > self.max_header_bytes:
+                self._refuse_head()
+            elif self._head_timer is None:
+                self._head_timer = self.loop.call_later(HEAD_SECONDS, self.timeout_keep_alive_handler)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._head_bytes, self._unfinished_bytes, self._in_head = 0, 0, True
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value) + 4)
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._stop_head_timer()
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_head_timer()
+        super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """The parser failed, or we made it."""
+        if self._head_bytes > self.max_header_bytes:
+            self._refuse_head()
+        else:
+            super().send_400_response(msg)
+
+    def _refuse_head(self) -> None:
+        detail = f"Request headers are too large (max: {self.max_header_bytes} bytes)."
+        body = to_json({"detail": detail})
+        head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
+        self.transport.write(STATUS_LINE[431] + head + body)
+        self.transport.close()
+
+    def _count(self, length: int) -> None:
+        self._head_bytes += length
+        if self._head_bytes > self.max_header_bytes:
+            raise HeadTooLarge
+
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+
+def _protocol(max_header_bytes: int) -> type[Protocol]:
+    return type("BoundedProtocol", (Protocol,), {"max_header_bytes": max_header_bytes})

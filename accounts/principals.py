@@ -9,7 +9,7 @@ from django.db import DatabaseError
 from accounts import keys
 from accounts.errors import InvalidKey
 from accounts.models import Key, Permission, User
-from opengate import epoch
+from opengate import epoch, work
 from opengate.epoch import Replica
 
 logger = logging.getLogger(__name__)
@@ -128,4 +128,6 @@ async def again(principal: Principal) -> Principal:
 def _checked(principal: Principal | None, expired_account: bool = False) -> Principal:
     if principal is None or not principal.is_valid(time.time(), expired_account=expired_account):
         raise InvalidKey
+    noted = work.current()
+    noted.user_id, noted.key_id = principal.user_id, principal.key_id
     return principal

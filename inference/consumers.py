@@ -16,6 +16,7 @@ from inference import gateway, prompting, streaming
 from inference.schemas import ChatCompletionRequest
 from knowledge import search
 from knowledge.schemas import MAX_QUERY, SearchTool
+from opengate import work
 from opengate.bodies import too_large
 from opengate.draining import Stopping
 from opengate.errors import APIError, openai_error
@@ -42,7 +43,7 @@ class CallConsumer(AsyncHttpConsumer):
     async def __call__(self, scope: Any, receive: Callable[[], Awaitable[Any]], send: Callable[..., Any]) -> None:
         self.scope = scope
         self.base_send = send
-        self.request_id = new_request_id()
+        self.request_id = work.current().request_id or new_request_id()
         self.started = False
         try:
             principal = await self._caller()
@@ -55,18 +56,18 @@ class CallConsumer(AsyncHttpConsumer):
         except Exception as error:
             await self._refuse(error)
             return
-        work = asyncio.ensure_future(self._answer(principal, body))
+        answer = asyncio.ensure_future(self._answer(principal, body))
         leaving = asyncio.ensure_future(self._left(receive))
         is_cut = False
         try:
-            await asyncio.wait((work, leaving), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((answer, leaving), return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             is_cut = True
         finally:
             leaving.cancel()
-            work.cancel()  # does nothing to a task that is done
-            await asyncio.gather(work, leaving, return_exceptions=True)
-        if is_cut and work.cancelled():
+            answer.cancel()  # does nothing to a task that is done
+            await asyncio.gather(answer, leaving, return_exceptions=True)
+        if is_cut and answer.cancelled():
             with suppress(RuntimeError):  # of an announced length, it can only be cut
                 await self._refuse(Stopping())
 

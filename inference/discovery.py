@@ -35,7 +35,7 @@ async def discover(provider: models.Provider, router_type: str) -> Discovered:
         rows = (await client.embed({"input": "hello world"}))["data"] if embeds else []
     except UpstreamTrouble as error:
         reason = f"{error.status}: {error.detail}"[:MAX_REASON]
-        logger.warning("Provider %r at %s is not reachable: %r", provider.model_name, provider.url, reason)
+        logger.warning("Provider %r is not reachable: %s %s", provider.model_name, error.status, error.in_short)
         raise ProviderUnreachable(provider.model_name, reason) from error
     is_length = isinstance(length, int) and not isinstance(length, bool) and 0 < length <= MAX_TOKENS
     return Discovered(length if is_length else None, len(rows[0]["embedding"]) if rows else None)

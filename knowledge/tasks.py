@@ -52,7 +52,7 @@ def reembed_collection(id: int) -> None:
     try:
         reembedding.reembed(id)
     except APIError as error:
-        logger.warning("Collection %s is not embedded anew: %s", id, error.detail)
+        logger.warning("Collection %s is not embedded anew: %s %s", id, type(error).__name__, error.status)
         reembedding.rest(id)
 
 

@@ -7,7 +7,9 @@ class OpengateConfig(AppConfig):
     default = True
 
     def ready(self) -> None:
-        from opengate import checks  # noqa: F401  registers the system checks
+        from opengate import checks, sentry  # noqa: F401  registers the system checks
+
+        sentry.start()
 
 
 class ConsoleConfig(admin.AdminConfig):

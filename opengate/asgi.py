@@ -18,12 +18,13 @@ from psycopg_pool import PoolTimeout  # noqa: E402
 
 from inference import gateway  # noqa: E402
 from inference.consumers import ChatCompletions  # noqa: E402
-from opengate import bodies, draining  # noqa: E402
+from opengate import bodies, draining, sentry, traces, work  # noqa: E402
 from opengate.bodies import Receive, Send  # noqa: E402
 from opengate.errors import DatabaseAway  # noqa: E402
 from opengate.patience import PatientConnection  # noqa: E402
 from opengate.playground.consumers import PlaygroundChat  # noqa: E402
 from opengate.protection import protected  # noqa: E402
+from opengate.watched import watched  # noqa: E402
 from routing import snapshot  # noqa: E402
 from usage import limits  # noqa: E402
 
@@ -36,20 +37,26 @@ CUT_SECONDS = 2.0  # for a view to hear that its caller is gone
 logger = logging.getLogger(__name__)
 
 
-@protected
 async def application(scope: dict[str, Any], receive: Receive, send: Send) -> None:
     if scope["type"] == "http":
-        hot = _hot.get(scope["path"])
-        if draining.refuses(scope["path"]):
-            await bodies.refuse(draining.Stopping(), send)
-        elif hot is not None:
-            await hot(scope, receive, send)
-        else:
-            await _django(scope, receive, send)
+        await _answered(scope, receive, send)
     elif scope["type"] == "lifespan":
         await _live(receive, send)
     else:
         await django_application(scope, receive, send)
+
+
+@watched
+@protected
+async def _answered(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    hot = _hot.get(scope["path"])
+    if draining.refuses(scope["path"]):
+        await bodies.refuse(draining.Stopping(), send)
+    elif hot is not None:
+        work.current().is_hot = True
+        await hot(scope, receive, send)
+    else:
+        await _django(scope, receive, send)
 
 
 async def _django(scope: dict[str, Any], receive: Receive, send: Send) -> None:
@@ -57,14 +64,14 @@ async def _django(scope: dict[str, Any], receive: Receive, send: Send) -> None:
 
     Django would not tell that to its view, but it does tell that the caller is gone: which he is, once he is answered.
     """
-    work = asyncio.ensure_future(bodies.bounded(django_application, scope, receive, send))
+    answer = asyncio.ensure_future(bodies.bounded(django_application, scope, receive, send))
     try:
-        await asyncio.shield(work)
+        await asyncio.shield(answer)
     except asyncio.CancelledError:
         with suppress(RuntimeError):  # an answer that has begun can only be cut
             await bodies.refuse(draining.Stopping(), send)
-        await asyncio.wait((work,), timeout=CUT_SECONDS)
-        work.cancel()
+        await asyncio.wait((answer,), timeout=CUT_SECONDS)
+        answer.cancel()
 
 
 async def _live(receive: Receive, send: Send) -> None:
@@ -75,6 +82,7 @@ async def _live(receive: Receive, send: Send) -> None:
             await send({"type": "lifespan.startup.complete"})
         else:
             await gateway.wind_down()
+            await asyncio.gather(asyncio.to_thread(traces.close), asyncio.to_thread(sentry.close))
             await send({"type": "lifespan.shutdown.complete"})
             return
 
@@ -87,6 +95,7 @@ async def _warm_up() -> None:
 
     Without Postgres, or before its tables are there, the process still starts: it is ready later.
     """
+    traces.start()
     try:
         await snapshot.latest()
         await limits.grants()

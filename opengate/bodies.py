@@ -6,6 +6,7 @@ from typing import Any
 from django.conf import settings
 from pydantic_core import to_json
 
+from opengate import work
 from opengate.errors import APIError, BodyTooLarge, openai_error
 from opengate.request_id import HEADER, new_request_id
 
@@ -52,8 +53,8 @@ async def refuse(error: APIError, send: Send) -> None:
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
         (b"connection", b"close"),
-        (HEADER.encode(), new_request_id().encode()),
         *((name.lower().encode(), value.encode()) for name, value in error.headers.items()),
+        (HEADER.encode(), (work.current().request_id or new_request_id()).encode()),
     ]
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -322,6 +322,32 @@ class Environment(BaseModel):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", alias="OPENGATE_LOG_LEVEL", description="Least level written to the log."
     )
+    log_format: Literal["text", "json"] = Field(
+        "text", alias="OPENGATE_LOG_FORMAT", description="Lines for people, or a JSON object a line."
+    )
+    access_log: bool = Field(False, alias="OPENGATE_ACCESS_LOG", description="A line of the log for each request.")
+    traces: bool = Field(
+        False,
+        alias="OPENGATE_TRACES",
+        description="Sends OpenTelemetry traces, as the variables OTEL_… say: OTEL_EXPORTER_OTLP_ENDPOINT before all.",
+    )
+    traces_to_providers: bool = Field(
+        False,
+        alias="OPENGATE_TRACES_TO_PROVIDERS",
+        description="Tells providers which trace a call is part of, by the header traceparent.",
+    )
+    otel_service_name: str = Field(
+        "opengate", alias="OTEL_SERVICE_NAME", description="What this service is called in traces."
+    )
+    sentry_dsn: str = Field(
+        "",
+        alias="OPENGATE_SENTRY_DSN",
+        pattern=r"^(https?://[^@/\s]+@[^@/\s]+/(\S+/)?\d+)?$",
+        description="Where errors of ours are reported: the DSN of a Sentry project. Unset: nowhere.",
+    )
+    sentry_environment: str = Field(
+        "production", alias="OPENGATE_SENTRY_ENVIRONMENT", description="What this installation is called there."
+    )
 
     @property
     def comes_by_https(self) -> bool:

@@ -55,10 +55,6 @@ def protected(application: Application) -> Application:
     usual = (*EVERYWHERE, *_hsts())
 
     async def behind(scope: dict[str, Any], receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await application(scope, receive, send)
-            return
-
         def with_headers(message: Mapping[str, Any]) -> Any:
             if message["type"] == "http.response.start":
                 message = {**message, "headers": _completed(message.get("headers", ()), usual)}

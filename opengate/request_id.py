@@ -10,6 +10,9 @@ from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
+from opengate import work
+from opengate.work import Work
+
 HEADER = "x-request-id"
 
 # The request that is being answered; none in commands and tasks.
@@ -50,7 +53,11 @@ class RequestIdMiddleware:
             markcoroutinefunction(self)
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
-        request.id = new_request_id()  # type: ignore[attr-defined]
+        noted = work.current()
+        if noted.request_id is None or noted.request is not None:  # nobody stands before Django: a test's client
+            noted = work.begin(Work(new_request_id()))
+        noted.request = request
+        request.id = noted.request_id  # type: ignore[attr-defined]
         if self.is_async:
             return self._answer(request)
         token = current_request.set(request)

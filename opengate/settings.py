@@ -30,6 +30,7 @@ BACKLOG = ENVIRONMENT.backlog
 TRUSTED_PROXIES = ENVIRONMENT.trusted_proxies
 WORKER_HEARTBEAT = ENVIRONMENT.worker_heartbeat
 
+VERSION = "0.1.0"
 APP_TITLE = ENVIRONMENT.app_title
 LIMITS_FAIL_OPEN = ENVIRONMENT.limits_fail_open
 RATE_LIMITING_STRATEGY = ENVIRONMENT.rate_limiting_strategy
@@ -289,7 +290,7 @@ REST_FRAMEWORK = {
 SPECTACULAR_SETTINGS = {
     "TITLE": APP_TITLE,
     "DESCRIPTION": "One OpenAI-style API in front of an organisation's models, with its documents beside it.",
-    "VERSION": "0.1.0",
+    "VERSION": VERSION,
     "SERVE_INCLUDE_SCHEMA": False,
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
@@ -310,12 +311,39 @@ SPECTACULAR_SETTINGS = {
     },
 }
 
+ACCESS_LOG = ENVIRONMENT.access_log
+TRACES = ENVIRONMENT.traces
+TRACES_TO_PROVIDERS = ENVIRONMENT.traces and ENVIRONMENT.traces_to_providers
+OTEL_SERVICE_NAME = ENVIRONMENT.otel_service_name
+SENTRY_DSN = ENVIRONMENT.sentry_dsn
+SENTRY_ENVIRONMENT = ENVIRONMENT.sentry_environment
+
+# All goes through one handler: what others bring of their own is taken away.
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "{asctime} {levelname} {name}: {message}", "style": "{"}},
-    "filters": {"callers": {"()": "opengate.logs.NoTracebackOfCallers"}},
-    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["callers"]}},
+    "formatters": {
+        "text": {"()": "opengate.logs.Lines"},
+        "json": {"()": "opengate.logs.JSONLines"},
+    },
+    "filters": {
+        "callers": {"()": "opengate.logs.NoTracebackOfCallers"},
+        "ticks": {"()": "opengate.logs.NoTicks"},
+    },
+    "handlers": {
+        "console": {
+            "class": "opengate.logs.Handler",
+            "formatter": ENVIRONMENT.log_format,
+            "filters": ["callers", "ticks"],
+        }
+    },
     "root": {"handlers": ["console"], "level": ENVIRONMENT.log_level},
-    "loggers": {"httpx": {"level": "WARNING"}},
+    "loggers": {
+        "django": {"handlers": [], "level": "NOTSET"},
+        "django.server": {"handlers": [], "level": "NOTSET", "propagate": True},
+        "opengate.access": {"level": "INFO"},
+        # They write what was sent: statements with their values, headers, every task's arguments.
+        **{name: {"level": "INFO"} for name in ("django.db.backends", "celery.pool", "kombu")},
+        **{name: {"level": "WARNING"} for name in ("httpx", "httpcore", "urllib3", "celery.beat")},
+    },
 }

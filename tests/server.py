@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 from urllib.parse import quote
 
 import httpx
@@ -44,16 +44,17 @@ class Server:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
+        self.log: IO[bytes] | None = None  # where it writes; None: where the tests do
 
     def spawn(self, variables: dict[str, str]) -> subprocess.Popen[bytes]:
         if self.kind == "daphne":
             command = [sys.executable, "-m", "daphne", "-v", "0", "-p", str(self.port), "opengate.asgi:application"]
-            return subprocess.Popen(command, cwd=ROOT, env=variables)
+            return subprocess.Popen(command, cwd=ROOT, env=variables, stderr=self.log)
         # The web process itself, without the parent that `manage.py serve` is otherwise.
         with socket.create_server(("127.0.0.1", self.port), backlog=1024) as listener:
             number = listener.fileno()
             command = [sys.executable, "manage.py", "serve", "--grace", "2", "--listener", str(number)]
-            return subprocess.Popen(command, cwd=ROOT, env=variables, pass_fds=(number,))
+            return subprocess.Popen(command, cwd=ROOT, env=variables, pass_fds=(number,), stderr=self.log)
 
     def start(self) -> Self:
         self.process = self.spawn(environment(**self.extra))

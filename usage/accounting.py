@@ -14,6 +14,7 @@ from typing import Any, Self
 from accounts import principals
 from accounts.principals import Principal
 from opengate import redis as opengate_redis
+from opengate import traces, work
 from opengate.database import in_time
 from opengate.errors import APIError, DatabaseAway
 from opengate.redis import Command, RedisAway
@@ -22,7 +23,7 @@ from routing.errors import ModelTooBusy, ProvidersAway
 from routing.figures import Sample
 from routing.places import Lease
 from routing.snapshot import Provider, Router
-from usage import budgets, carbon, ledger, limits, pricing, spool
+from usage import budgets, carbon, ledger, limits, pricing, spans, spool
 from usage.budgets import Need
 from usage.flight import Flight
 from usage.ledger import Record
@@ -91,6 +92,7 @@ class Call:
         self.estimated_cost: Decimal | None = None  # of a call with a reservation
         self.tokens = Tokens()
         self.flight = Flight(self.started)
+        self.part_of = traces.here()
         self._settlement: asyncio.Task[None] | None = None
         self._footprint: carbon.Footprint | None = None
 
@@ -111,6 +113,7 @@ class Call:
             self.principal = await principals.again(self.principal)
             return False
         self.router, self.router_name = router, router.name
+        work.current().router = router.name
         self.flight.admitted(admission)
         try:
             await self._reserve(router, need)
@@ -161,6 +164,7 @@ class Call:
             choice=self.flight.seeks(self.router.strategy),
         )
         self.provider = self.lease.provider
+        work.current().provider = self.provider.id
         self.flight.placed(self.provider.id)
         self.tokens = Tokens(prompt=prompt_tokens, estimated=bool(prompt_tokens))
         return self.provider
@@ -268,6 +272,8 @@ class Call:
             return
         if self._settlement is None:
             self._settlement = _in_background(self._settle(self._record(status, outcome), outcome))
+            if self.part_of is not None:
+                spans.record(self, status, outcome)
         await asyncio.shield(self._settlement)
 
     async def _settle(self, record: Record, outcome: Outcome) -> None:

@@ -96,7 +96,7 @@ def _store_one(client: redis.Redis, text: bytes) -> int:
         with transaction.atomic():
             return ledger.store([from_json(text)])
     except ledger.UNFIT:
-        logger.exception("A usage record cannot be stored and is kept in %s: %.1000r", REJECTED, text)
+        logger.exception("A usage record cannot be stored and is kept in %s.", REJECTED)
         client.xadd(REJECTED, {"record": text})
         return 0
 

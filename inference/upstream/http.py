@@ -18,7 +18,7 @@ from django.conf import settings
 from pydantic_core import from_json
 
 from inference.errors import AddressNotAllowed, ProviderFull, UnreadableAnswer, UpstreamFailed, UpstreamRefused
-from opengate import egress
+from opengate import egress, traces
 from routing.snapshot import Provider
 
 logger = logging.getLogger(__name__)
@@ -111,6 +111,8 @@ async def _request(
         headers["Content-Type"] = "application/json"
     if provider.key:
         headers["Authorization"] = f"Bearer {provider.key}"
+    if settings.TRACES_TO_PROVIDERS:
+        traces.carried_on(headers)
     client = _client()
     calls = client.calls.get(provider.id)
     if calls is None:
@@ -136,7 +138,7 @@ async def _request(
         name = type(error).__name__
         raise UpstreamFailed(f"Model is too busy ({name}), please try again later.") from error
     except aiohttp.ClientError as error:
-        logger.warning("Provider %s: %s: %s", provider.id, type(error).__name__, error)
+        logger.warning("Provider %s: %s", provider.id, type(error).__name__)  # its words may be the provider's
         raise UpstreamFailed(type(error).__name__, status=500) from error
     finally:
         calls.release()

@@ -40,11 +40,11 @@ class Service(Server):
     def __init__(self, folder: Path, *options: str, **extra: str) -> None:
         super().__init__("serve", **extra)
         self.options = options
-        self.log = folder / "serve.log"
+        self.words = folder / "serve.log"
 
     def start(self) -> "Service":
         command = [sys.executable, "manage.py", "serve", "--port", str(self.port), *self.options]
-        with open(self.log, "wb") as log:
+        with open(self.words, "wb") as log:
             self.process = subprocess.Popen(
                 command,
                 cwd=ROOT,
@@ -60,7 +60,7 @@ class Service(Server):
 
     @property
     def said(self) -> str:
-        return self.log.read_text()
+        return self.words.read_text()
 
     @property
     def ready(self) -> list[int]:

@@ -28,7 +28,7 @@ class Worker:
             self.process = subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env=environment(OPENGATE_DATABASE_POOL="10", OPENGATE_LOG_LEVEL="WARNING", **self.extra),
+                env=environment(**{"OPENGATE_DATABASE_POOL": "10", "OPENGATE_LOG_LEVEL": "WARNING"} | self.extra),
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

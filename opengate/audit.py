@@ -4,7 +4,9 @@ The entries are django-auditlog's, written in the transaction of the change. Wha
 the console's sessions and the API's keys, and masks that show nothing of a secret.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from auditlog.diff import model_instance_diff
@@ -17,6 +19,18 @@ from django.db.models.signals import pre_delete, pre_save
 from opengate.request_id import client_address, current_request
 
 BATCH = 1000  # entries in one statement
+
+_signature: ContextVar[str | None] = ContextVar("signature", default=None)
+
+
+@contextmanager
+def signed_by(name: str) -> Iterator[None]:
+    """Sign changes that no request makes with a name, where a person's e-mail would stand."""
+    token = _signature.set(name)
+    try:
+        yield
+    finally:
+        _signature.reset(token)
 
 
 def watch(model: type[models.Model], *fields: str, secrets: Sequence[str] = ()) -> None:
@@ -90,6 +104,7 @@ def hidden(value: str) -> str:
 def _sign(sender: Any, instance: LogEntry, **kwargs: Any) -> None:
     request = current_request.get()
     if request is None:
+        instance.actor_email = _signature.get() or instance.actor_email
         return
     user: Any = getattr(request, "user", None)
     if user is not None and user.is_authenticated:

@@ -23,6 +23,7 @@ from accounts.errors import (
     OrganizationHasUsers,
     OrganizationNameTaken,
     OrganizationNotFound,
+    PasswordLoginClosed,
     PasswordNotSet,
     ReservedEmail,
     RoleExists,
@@ -542,7 +543,7 @@ class Login(RowView):
         id="login",
         body=shapes.LoginSerializer,
         answer=shapes.LoginResponseSerializer,
-        refusals=(InvalidCurrentPassword, UserNotFound, PasswordNotSet, TooManyLogins),
+        refusals=(InvalidCurrentPassword, PasswordLoginClosed, UserNotFound, PasswordNotSet, TooManyLogins),
         examples={
             "request": {"email": "ada@example.org", "password": "correct horse battery"},
             "response": {"id": 1, "key": NEW_KEY},
@@ -550,6 +551,8 @@ class Login(RowView):
     )
     def post(self, request: Request, body: dict[str, Any]) -> dict[str, Any]:
         """A key for an e-mail and a password. It ends the session, and the key, of the last login."""
+        if not settings.PASSWORD_LOGIN:
+            raise PasswordLoginClosed
         http_request = request._request
         user = authenticate(http_request, username=body["email"], password=body["password"])
         if user is None:

@@ -1,6 +1,7 @@
 """Who may not come in, and what people and keys do not allow."""
 
 from collections.abc import Iterable
+from enum import StrEnum
 
 from opengate.errors import APIError, Conflict
 
@@ -135,3 +136,33 @@ class UserOwns(Conflict):
 class LastAdministrator(Conflict):
     def __init__(self) -> None:
         super().__init__("Nobody could administer any more: give another open account a role with admin first.")
+
+
+class PasswordLoginClosed(APIError):
+    status = 403
+
+    def __init__(self) -> None:
+        super().__init__("Signing in with a password is switched off here: use single sign-on.")
+
+
+class Reason(StrEnum):
+    """Why nobody came in by single sign-on."""
+
+    AWAY = "away"  # the identity provider
+    NOT_GENUINE = "not_genuine"
+    NO_EMAIL = "no_email"
+    UNVERIFIED = "unverified"
+    OTHER_DOMAIN = "other_domain"
+    UNKNOWN = "unknown"  # no account, and none is made
+    AMBIGUOUS = "ambiguous"  # accounts that differ in upper and lower case alone
+    LINKED = "linked"  # the account of this e-mail is somebody else's there
+    EXPIRED = "expired"
+    NOT_SET_UP = "not_set_up"  # the role or organization of new people
+
+
+class SignInRefused(Exception):
+    """Nobody came in; the page has the words."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason)
+        self.reason = reason

@@ -140,6 +140,13 @@ class User(AbstractBaseUser):
 
     class Meta:
         ordering = ["id"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["iss", "sub"],
+                name="one_account_a_subject",
+                violation_error_message="This subject of the identity provider has an account already.",
+            )
+        ]
         indexes = [  # the orders of the list
             models.Index(fields=["name", "id"], name="user_by_name"),
             models.Index(fields=["created", "id"], name="user_by_created"),

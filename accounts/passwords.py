@@ -4,6 +4,7 @@ import os
 import threading
 from typing import Any
 
+from django.conf import settings
 from django.contrib.auth.backends import AllowAllUsersModelBackend
 from django.contrib.auth.hashers import Argon2PasswordHasher
 from django.db import close_old_connections
@@ -35,12 +36,15 @@ class PasswordHasher(Argon2PasswordHasher):
 
 
 class PasswordBackend(AllowAllUsersModelBackend):
-    """E-mail and password. An expired account signs in, too: who lets it in looks at `is_active`."""
+    """E-mail and password, unless only single sign-on is open.
+
+    An expired account signs in, too: who lets it in looks at `is_active`.
+    """
 
     def authenticate(
         self, request: HttpRequest | None, username: str | None = None, password: str | None = None, **others: Any
     ) -> User | None:
-        if username is None or password is None:
+        if username is None or password is None or not settings.PASSWORD_LOGIN:
             return None
         user = User.objects.filter(email=username).first()
         close_old_connections()  # hashing waits its turn; a connection must not wait with it

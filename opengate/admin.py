@@ -42,7 +42,12 @@ for theirs in (AccessAttempt, AccessFailureLog, AccessLog):  # of axes, we keep 
 
 
 class SignInForm(AdminAuthenticationForm):
-    """Says so when the account is closed to this address for a while."""
+    """Says so when the account is closed to this address for a while, or no password opens any."""
+
+    def clean(self) -> dict[str, Any]:
+        if not settings.PASSWORD_LOGIN:
+            raise ValidationError("Signing in with a password is switched off here.", code="closed")
+        return super().clean()
 
     def get_invalid_login_error(self) -> ValidationError:
         if getattr(self.request, "axes_locked_out", False):

@@ -8,6 +8,7 @@ from django.core.files.storage import storages
 from django.core.files.storage.handler import InvalidStorageError
 from django.db import DatabaseError
 
+from accounts.identity_provider import is_secure
 from opengate import egress, encryption
 
 LEAST_SECRET_LENGTH = 32
@@ -80,7 +81,7 @@ def secrets_are_no_examples(app_configs: Any, **kwargs: Any) -> list[CheckMessag
 def provider_networks_are_understood(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     hint = "What is not understood opens nothing; link-local, metadata and multicast addresses never open."
     return [
-        Error(f"OPENGATE_PROVIDER_NETWORKS: {fault}", hint=hint, id="opengate.E007")
+        Error(f"OPENGATE_PROVIDER_NETWORKS: {fault}", hint=hint, id="opengate.E009")
         for fault in egress.faults_of(settings.PROVIDER_NETWORKS)
     ]
 
@@ -179,3 +180,27 @@ def encrypted_rows_can_be_read(app_configs: Any, databases: Any = None, **kwargs
 def _some(ids: list[Any]) -> str:
     """How many rows, and the first of them by name."""
     return f"{len(ids)} rows ({', '.join(map(str, ids[:10]))}{', …' if len(ids) > 10 else ''})"
+
+
+@register
+def single_sign_on_is_whole(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    issuer, client = settings.OIDC_ISSUER, settings.OIDC_CLIENT_ID
+    found: list[CheckMessage] = []
+
+    def wrong(message: str, hint: str) -> None:
+        found.append(Error(message, hint=hint, id="opengate.E007"))
+
+    if bool(issuer) != bool(client):
+        missing = "OPENGATE_OIDC_CLIENT_ID" if issuer else "OPENGATE_OIDC_ISSUER"
+        wrong(f"{missing} is not set.", "Single sign-on takes an issuer and a client; see docs/single-sign-on.md.")
+    if issuer and not is_secure(issuer):
+        wrong("OPENGATE_OIDC_ISSUER is not https.", "It begins with https://, or with http:// on this machine.")
+    if issuer and "openid" not in settings.OIDC_SCOPES.split():
+        wrong("OPENGATE_OIDC_SCOPES lacks openid.", "Without it there is no id token: openid email profile.")
+    if issuer and not settings.PUBLIC_URL and "*" in settings.ALLOWED_HOSTS:
+        wrong("OPENGATE_PUBLIC_URL is not set.", "With every Host allowed nobody knows where people come back to.")
+    if any(not isinstance(value, str) or not value for value in settings.OIDC_GROUP_ROLES.values()):
+        wrong("OPENGATE_OIDC_GROUP_ROLES names no role.", 'JSON like {"group at the provider": "role here"}.')
+    if not settings.PASSWORD_LOGIN and not (issuer and client):
+        wrong("Nobody can sign in on a page.", "Set OPENGATE_PASSWORD_LOGIN to true, or up single sign-on.")
+    return found

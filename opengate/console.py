@@ -5,16 +5,20 @@ from typing import Any
 
 from auditlog.mixins import AuditlogHistoryAdminMixin
 from django.apps import apps
+from django.conf import settings
 from django.contrib import admin, messages
 from django.contrib.admin import helpers
 from django.contrib.admin.utils import unquote
+from django.contrib.auth import REDIRECT_FIELD_NAME
 from django.core.exceptions import FieldDoesNotExist, PermissionDenied
 from django.db import IntegrityError, connection
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
+from django.urls import reverse
 from django.utils.text import capfirst
 
 from opengate.console_forms import PLAIN_NUMBERS, ROW_ID, RowSelect
+from opengate.pages import CONSOLE
 from opengate.request_id import current_request
 
 SECTIONS = ("routing", "accounts", "usage", "knowledge", "auditlog", "axes")  # apps in the order of the menu
@@ -35,6 +39,22 @@ class Console(admin.AdminSite):
     index_title = "Dashboard"
     site_url = "/playground"
     empty_value_display = "–"
+
+    def each_context(self, request: HttpRequest) -> dict[str, Any]:
+        return super().each_context(request) | {"password_login": settings.PASSWORD_LOGIN}
+
+    def login(self, request: HttpRequest, extra_context: Mapping[str, Any] | None = None) -> HttpResponse:
+        from opengate import single_sign_on  # not before: it looks at accounts, which look at this module
+
+        wanted = request.POST.get(REDIRECT_FIELD_NAME, request.GET.get(REDIRECT_FIELD_NAME, CONSOLE))
+        offered = {"single_sign_on": single_sign_on.offer(request, wanted)}
+        return super().login(request, offered | dict(extra_context or {}))
+
+    def logout(self, request: HttpRequest, extra_context: Mapping[str, Any] | None = None) -> Any:
+        from opengate import single_sign_on
+
+        page = single_sign_on.signed_out(request, reverse("admin:login")) if request.method == "POST" else None
+        return page or super().logout(request, dict(extra_context or {}))
 
     def index(self, request: HttpRequest, extra_context: Mapping[str, Any] | None = None) -> TemplateResponse:
         from opengate import dashboard  # not before: it looks at pages, which look at this module

@@ -319,6 +319,68 @@ class Environment(BaseModel):
     login_cooloff_seconds: int = Field(
         300, alias="OPENGATE_LOGIN_COOLOFF_SECONDS", ge=1, le=86_400, description="How long it is refused then."
     )
+    password_login: bool = Field(
+        True,
+        alias="OPENGATE_PASSWORD_LOGIN",
+        description="People may sign in with a password; false leaves single sign-on alone, also at /v1/auth/login.",
+    )
+    public_url: str = Field(
+        "",
+        alias="OPENGATE_PUBLIC_URL",
+        pattern=r"^(https?://[A-Za-z0-9.\-]+(:[0-9]+)?|https?://\[[0-9a-fA-F:.]+\](:[0-9]+)?)?/?$",
+        description="Where people reach the pages, like https://ai.example.org. Unset: by the Host they asked for.",
+    )
+    oidc_issuer: str = Field(
+        "",
+        alias="OPENGATE_OIDC_ISSUER",
+        max_length=255,
+        description="Issuer of the identity provider (OpenID Connect) by which people sign in. Unset: no such sign-in.",
+    )
+    oidc_client_id: str = Field(
+        "", alias="OPENGATE_OIDC_CLIENT_ID", description="How the identity provider knows this gateway."
+    )
+    oidc_client_secret: str = Field(
+        "", alias="OPENGATE_OIDC_CLIENT_SECRET", description="What the gateway proves that with. Unset: PKCE alone."
+    )
+    oidc_scopes: str = Field(
+        "openid email profile",
+        alias="OPENGATE_OIDC_SCOPES",
+        pattern=r"^[\x21\x23-\x5b\x5d-\x7e ]+$",
+        description="What the identity provider is asked for, separated by spaces; openid must be among it.",
+    )
+    oidc_name: str = Field(
+        "", alias="OPENGATE_OIDC_NAME", max_length=60, description="Its name on the button. Unset: its host."
+    )
+    oidc_role: str = Field(
+        "",
+        alias="OPENGATE_OIDC_ROLE",
+        description="Role of people who come for the first time. Unset: who has no account gets none.",
+    )
+    oidc_organization: str = Field(
+        "", alias="OPENGATE_OIDC_ORGANIZATION", description="Their organization. Unset: none."
+    )
+    oidc_groups_claim: str = Field(
+        "groups", alias="OPENGATE_OIDC_GROUPS_CLAIM", description="Claim with the groups or roles of a person."
+    )
+    oidc_group_roles: Annotated[dict[str, str], BeforeValidator(_object)] = Field(
+        {},
+        alias="OPENGATE_OIDC_GROUP_ROLES",
+        description='Roles of new people by group, as JSON: {"group": "role"}. The first that fits, else the default.',
+    )
+    oidc_email_domains: Words = Field(
+        [], alias="OPENGATE_OIDC_EMAIL_DOMAINS", description="Domains of the e-mails that may sign in. Unset: all."
+    )
+    oidc_trust_email: bool = Field(
+        False,
+        alias="OPENGATE_OIDC_TRUST_EMAIL",
+        description="E-mails of which the identity provider does not say whether they are verified count as verified.",
+    )
+    oidc_logout: bool = Field(
+        False, alias="OPENGATE_OIDC_LOGOUT", description="Who signs out here is signed out at the identity provider."
+    )
+    oidc_timeout_seconds: float = Field(
+        5, alias="OPENGATE_OIDC_TIMEOUT_SECONDS", gt=0, le=60, description="Longest wait for one of its answers."
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", alias="OPENGATE_LOG_LEVEL", description="Least level written to the log."
     )

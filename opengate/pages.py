@@ -9,16 +9,16 @@ from django.shortcuts import render
 from django.utils import translation
 from django.utils.decorators import sync_and_async_middleware
 
-CONSOLE, PLAYGROUND = "/admin/", "/playground"
+CONSOLE, PLAYGROUND, SIGN_IN = "/admin/", "/playground", "/auth/"
 
 
 def is_page(request: HttpRequest) -> bool:
-    return request.path.startswith((CONSOLE, PLAYGROUND))
+    return request.path.startswith((CONSOLE, PLAYGROUND, SIGN_IN))
 
 
 def refusal(request: HttpRequest, status: int, headers: Mapping[str, str] | None = None) -> HttpResponse:
     """A page that says why there is none, in the language of the person; it asks the database nothing."""
-    is_playground = request.path.startswith(PLAYGROUND)
+    is_playground = request.path.startswith((PLAYGROUND, SIGN_IN))
     language = translation.get_language_from_request(request) if is_playground else "en"
     context = {"status": status, "home": PLAYGROUND if is_playground else CONSOLE, "id": getattr(request, "id", "")}
     with translation.override(language):

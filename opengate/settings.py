@@ -225,6 +225,23 @@ AUDITLOG_STORE_JSON_CHANGES = True
 KEY_MAX_EXPIRATION_DAYS = ENVIRONMENT.key_max_expiration_days
 PLAYGROUND_SESSION_SECONDS = ENVIRONMENT.playground_session_seconds
 
+# Single sign-on (OpenID Connect); without an issuer there is none.
+PASSWORD_LOGIN = ENVIRONMENT.password_login
+PUBLIC_URL = ENVIRONMENT.public_url.rstrip("/")
+OIDC_ISSUER = ENVIRONMENT.oidc_issuer
+OIDC_CLIENT_ID = ENVIRONMENT.oidc_client_id
+OIDC_CLIENT_SECRET = ENVIRONMENT.oidc_client_secret
+OIDC_SCOPES = ENVIRONMENT.oidc_scopes
+OIDC_NAME = ENVIRONMENT.oidc_name
+OIDC_ROLE = ENVIRONMENT.oidc_role
+OIDC_ORGANIZATION = ENVIRONMENT.oidc_organization
+OIDC_GROUPS_CLAIM = ENVIRONMENT.oidc_groups_claim
+OIDC_GROUP_ROLES = ENVIRONMENT.oidc_group_roles
+OIDC_EMAIL_DOMAINS = ENVIRONMENT.oidc_email_domains
+OIDC_TRUST_EMAIL = ENVIRONMENT.oidc_trust_email
+OIDC_LOGOUT = ENVIRONMENT.oidc_logout
+OIDC_TIMEOUT_SECONDS = ENVIRONMENT.oidc_timeout_seconds
+
 # Cookies belong to this host alone and no script reads the session's; by http only where people do come by http.
 HTTPS = ENVIRONMENT.comes_by_https
 SESSION_ENGINE = "opengate.sessions"

@@ -21,6 +21,7 @@ documented = csp_update({"style-src": [SELF, UNSAFE_INLINE], "worker-src": ["blo
 urlpatterns = [
     path("admin/", admin.site.urls),
     path("playground", include("opengate.playground.urls")),
+    path("auth/oidc/", include("opengate.single_sign_on")),
     path("v1/", include("accounts.urls")),
     path("v1/", include("routing.urls")),
     path("v1/", include("usage.urls")),

@@ -3,6 +3,7 @@
 from typing import Any
 
 from django import forms
+from django.conf import settings
 from django.contrib.auth import login, logout, update_session_auth_hash
 from django.contrib.auth.forms import AuthenticationForm, PasswordChangeForm, SetPasswordForm
 from django.core.exceptions import ValidationError
@@ -17,6 +18,7 @@ from django.views.decorators.debug import sensitive_post_parameters
 
 from accounts.models import User
 from accounts.serializers import MAX_PASSWORD
+from opengate import single_sign_on
 from opengate.playground.pages import Page, signed_in
 
 MAX_TYPED = 1024  # of a password that is tried
@@ -34,6 +36,11 @@ class LoginForm(AuthenticationForm):
         max_length=MAX_TYPED,
         widget=forms.PasswordInput(attrs={"autocomplete": "current-password"}),
     )
+
+    def clean(self) -> dict[str, Any]:
+        if not settings.PASSWORD_LOGIN:
+            raise ValidationError(_("Signing in with a password is switched off here."), code="closed")
+        return super().clean()
 
     def get_invalid_login_error(self) -> ValidationError:
         if getattr(self.request, "axes_locked_out", False):
@@ -71,7 +78,15 @@ class Login(Page):
 
     def _show(self, request: HttpRequest, form: LoginForm) -> HttpResponse:
         has_expired = request.method == "GET" and "expired" in request.GET
-        return self.render(request, form=form, next=next_of(request), has_expired=has_expired)
+        wanted = next_of(request)
+        return self.render(
+            request,
+            form=form,
+            next=wanted,
+            has_expired=has_expired,
+            single_sign_on=single_sign_on.offer(request, wanted),
+            password_login=settings.PASSWORD_LOGIN,
+        )
 
 
 def next_of(request: HttpRequest) -> str:
@@ -83,8 +98,18 @@ def next_of(request: HttpRequest) -> str:
 
 class Logout(Page):
     def post(self, request: HttpRequest) -> HttpResponse:
+        login_page = reverse("playground:login")
+        page = single_sign_on.signed_out(request, login_page)
+        if page is not None:
+            return page
         logout(request)
-        return HttpResponseRedirect(reverse("playground:login"))
+        return HttpResponseRedirect(login_page)
+
+
+def has_password(user: User) -> bool:
+    """Whether the account is one for a password: whom an identity provider vouches for needs none of ours, which would
+    still open the door when the provider no longer does."""
+    return settings.PASSWORD_LOGIN and (user.has_usable_password() or not user.sub)
 
 
 class NewPassword(SetPasswordForm):
@@ -113,9 +138,13 @@ class Password(Page):
     menu = "password"
 
     def get(self, request: HttpRequest) -> HttpResponse:
+        if not has_password(signed_in(request)):
+            return self._show(request, None)
         return self._show(request, self._form(request))
 
     def post(self, request: HttpRequest) -> HttpResponse:
+        if not has_password(signed_in(request)):
+            return self._show(request, None, status=403)
         form = self._form(request, request.POST)
         if not form.is_valid():
             return self._show(request, form)
@@ -126,5 +155,5 @@ class Password(Page):
         user = signed_in(request)
         return (ChangedPassword if user.has_usable_password() else NewPassword)(user, data)
 
-    def _show(self, request: HttpRequest, form: Any, *, is_changed: bool = False) -> HttpResponse:
-        return self.render(request, form=form, is_changed=is_changed)
+    def _show(self, request: HttpRequest, form: Any, *, is_changed: bool = False, status: int = 200) -> HttpResponse:
+        return self.render(request, form=form, is_changed=is_changed, status=status)

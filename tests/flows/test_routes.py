@@ -35,6 +35,8 @@ PUBLIC = {
     "/favicon.ico",
     "/admin/login/",
     "/playground/login",
+    "/auth/oidc/login",
+    "/auth/oidc/callback",
     "/v1/auth/login",
     "/",  # a 404
     "/v1/",  # a 404

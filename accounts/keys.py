@@ -54,7 +54,5 @@ def digests(text: str) -> tuple[str, ...]:
 
 
 def fingerprints() -> list[str]:
-    """By which the table tells under which secret a digest was made, the current one first; they tell nothing of it."""
-    return [
-        hmac.digest(secret.encode(), b"opengate: which secret", "sha256").hex()[:16] for secret in settings.KEY_SECRETS
-    ]
+    """Of each secret, the current one first: by these the table tells under which a digest was made, and no more."""
+    return [hmac.digest(secret.encode(), b"which secret", "sha256").hex()[:16] for secret in settings.KEY_SECRETS]

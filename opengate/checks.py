@@ -178,8 +178,8 @@ def encrypted_rows_can_be_read(app_configs: Any, databases: Any = None, **kwargs
 
 
 def _some(ids: list[Any]) -> str:
-    """How many rows, and the first of them by name."""
-    return f"{len(ids)} rows ({', '.join(map(str, ids[:10]))}{', …' if len(ids) > 10 else ''})"
+    """How many rows, and the first of them by their ids."""
+    return f"{len(ids)} of its rows: {', '.join(map(str, ids[:10]))}{', …' if len(ids) > 10 else ''}"
 
 
 @register

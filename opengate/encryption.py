@@ -84,7 +84,7 @@ class Column:
             elif opener == 0:
                 self.current += 1
             elif renew:
-                # Whoever wrote another value meanwhile wrote it under the current secret.
+                # A value that was written meanwhile stays; it was written under the current secret.
                 text = fernets[opener].decrypt(stored.encode()).decode()
                 self._rows().filter(pk=pk, stored=stored).update(**{self.name: text})
                 self.current += 1

@@ -98,7 +98,7 @@ def test_a_row_whose_secret_was_dropped_too_early_is_named_everywhere(router, se
     code, found = rotated(capsys)
     assert (code, found["encrypted"][0]["unreadable"]) == (1, [provider.id])
     (warning,) = encrypted_rows_can_be_read(None, databases=["default"])
-    assert warning.msg == f"routing.Provider.key: no secret opens 1 rows ({provider.id})."
+    assert warning.msg == f"routing.Provider.key: no secret opens 1 of its rows: {provider.id}."
 
 
 def test_many_rows_are_renewed_in_batches_and_one_that_changes_meanwhile_keeps_its_change(

@@ -1,5 +1,6 @@
 """One bearer key, three entrances: the consumer, Ninja and Django REST framework."""
 
+import time
 from typing import Any
 
 from asgiref.sync import async_to_sync, sync_to_async
@@ -8,11 +9,13 @@ from ninja.security.http import HttpAuthBase
 from rest_framework.authentication import BaseAuthentication
 from rest_framework.request import Request
 
-from accounts import principals
+from accounts import keys, principals
 from accounts.errors import CHALLENGE, InsufficientRights, InvalidKey, NotAuthenticated
 from accounts.models import Permission
 from accounts.principals import Principal
 from opengate import epoch
+from opengate.database import in_time
+from opengate.errors import DatabaseAway
 
 
 def bearer(authorization: str | None) -> str:
@@ -39,23 +42,46 @@ class HTTPBearer(HttpAuthBase):
     """For Ninja: `request.auth` is the principal. The class is named as the OpenAPI document names the scheme.
 
     With `form` the request's form is read once the caller is known, in a thread: a large file must not hold up others.
-    With `permission` the caller must hold it.
+    With `permission` the caller must hold it. With `patience_seconds` a Postgres that does not answer by then is no
+    reason to refuse whoever came last, as long as nothing has changed since.
     """
 
     openapi_scheme = "bearer"
 
-    def __init__(self, *, form: bool = False, permission: Permission | None = None) -> None:
+    def __init__(
+        self, *, form: bool = False, permission: Permission | None = None, patience_seconds: float | None = None
+    ) -> None:
         super().__init__()
         self.is_async = True
         self.form = form
         self.permission = permission
+        self.patience_seconds = patience_seconds
+        self._last: tuple[Principal, int] | None = None  # and the epoch then
 
     async def __call__(self, request: HttpRequest) -> Principal:
-        principal = await authenticate_now(request.headers.get("Authorization"))
+        authorization = request.headers.get("Authorization")
+        if self.patience_seconds is None:
+            principal = await authenticate_now(authorization)
+        else:
+            principal = await self._authenticate_soon(authorization, self.patience_seconds)
         if self.permission is not None and not principal.grants(self.permission):
             raise InsufficientRights
         if self.form:
             await sync_to_async(getattr, thread_sensitive=False)(request, "POST")
+        return principal
+
+    async def _authenticate_soon(self, authorization: str | None, seconds: float) -> Principal:
+        try:
+            principal = await in_time(authenticate_now(authorization), seconds)
+        except DatabaseAway:
+            if self._last is None or self._last[1] != epoch.known():
+                raise
+            principal = self._last[0]
+            if principal.digests != keys.digests(bearer(authorization)) or not principal.is_valid(time.time()):
+                raise
+            return principal
+        if self.permission is None or principal.grants(self.permission):
+            self._last = principal, epoch.known()
         return principal
 
 

@@ -6,12 +6,15 @@ import os
 from pathlib import Path
 from typing import Any
 
+import redis
 from celery import Celery, bootsteps, signals
 from django.conf import settings
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "opengate.settings")
 
 HEARTBEAT_SECONDS = 10.0
+WORKED = "opengate:worked"
+_WORKED = "redis.call('HSET', KEYS[1], ARGV[1], redis.call('TIME')[1])"
 
 logger = logging.getLogger(__name__)
 
@@ -102,3 +105,17 @@ def _span(task_id: str, task: Any) -> Any:
         **({"opengate.request_id": request_id} if (request_id := getattr(task.request, "request_id", None)) else {}),
     }
     return traces.Began(f"process {task.name}", SpanKind.CONSUMER, carrier, attributes)
+
+
+@signals.task_postrun.connect
+def _worked(task: Any, **kwargs: Any) -> None:
+    """Remember when a queue's last task ended, by Redis' clock: so a worker that is away shows."""
+    from opengate import redis as opengate_redis
+
+    queue = (task.request.delivery_info or {}).get("routing_key")
+    if queue in {known.name for known in app.conf.task_queues}:
+        with opengate_redis.sync_client() as client:
+            try:
+                client.eval(_WORKED, 1, WORKED, queue)
+            except (redis.RedisError, OSError):
+                pass  # the tasks themselves have more to say of it

@@ -1,7 +1,7 @@
 """The one bridge from async code to the ORM, a row or the refusal, and one way to commit what may clash with others."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -14,11 +14,13 @@ from django.db import (
     InternalError,
     OperationalError,
     close_old_connections,
+    connection,
     transaction,
 )
 from django.db.models import Model, QuerySet
 from psycopg.errors import DeadlockDetected, ForeignKeyViolation, ReadOnlySqlTransaction, UniqueViolation
 
+from opengate import metrics
 from opengate.errors import APIError, Conflict, DatabaseAway
 
 P = ParamSpec("P")
@@ -33,6 +35,33 @@ def is_away(error: BaseException | None) -> bool:
     if isinstance(error, InternalError):
         return isinstance(error.__cause__, ReadOnlySqlTransaction)
     return isinstance(error, OperationalError | InterfaceError)
+
+
+def _pool(look: Callable[[Mapping[str, int]], int]) -> Callable[[], int | None]:
+    """What `look` sees of the pool's figures, where there is a pool."""
+
+    def seen() -> int | None:
+        pool = getattr(connection, "pool", None)
+        return None if pool is None else look(pool.get_stats())
+
+    return seen
+
+
+metrics.watch(
+    "ogl_database_pool_connections",
+    "Connections of a process that are in use.",
+    _pool(lambda figures: figures.get("pool_size", 0) - figures.get("pool_available", 0)),
+)
+metrics.watch(
+    "ogl_database_pool_max_connections",
+    "Connections that a process may have.",
+    _pool(lambda figures: figures.get("pool_max", 0)),
+)
+metrics.watch(
+    "ogl_database_pool_waiting",
+    "How many wait for a connection of a process.",
+    _pool(lambda figures: figures.get("requests_waiting", 0)),
+)
 
 
 def in_thread(
@@ -61,13 +90,13 @@ def in_thread(
     return sync_to_async(with_connection, thread_sensitive=False, executor=executor)
 
 
-async def in_time(work: Awaitable[T]) -> T:
-    """What the work answers, within DATABASE_TIMEOUT_SECONDS; raises DatabaseAway when that is not enough.
+async def in_time(work: Awaitable[T], seconds: float | None = None) -> T:
+    """What the work answers, within DATABASE_TIMEOUT_SECONDS or those; raises DatabaseAway when that is not enough.
 
     It is never broken off: it comes to its end, heard or not, also when the caller is cancelled.
     """
     task = asyncio.ensure_future(work)
-    await asyncio.wait((task,), timeout=settings.DATABASE_TIMEOUT_SECONDS)
+    await asyncio.wait((task,), timeout=seconds or settings.DATABASE_TIMEOUT_SECONDS)
     if not task.done():
         task.add_done_callback(lambda task: task.cancelled() or task.exception())
         raise DatabaseAway

@@ -381,6 +381,12 @@ class Environment(BaseModel):
     oidc_timeout_seconds: float = Field(
         5, alias="OPENGATE_OIDC_TIMEOUT_SECONDS", gt=0, le=60, description="Longest wait for one of its answers."
     )
+    metrics: bool = Field(True, alias="OPENGATE_METRICS", description="Prometheus metrics at /metrics; false: 404.")
+    metrics_folder: Path | None = Field(
+        None,
+        alias="PROMETHEUS_MULTIPROC_DIR",
+        description="Where the processes of a machine count together; `serve` empties it. Unset: a temporary folder.",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", alias="OPENGATE_LOG_LEVEL", description="Least level written to the log."
     )

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from logging import getLogger
@@ -62,15 +62,11 @@ class WebProcess:
 
 
 class Processes:
-    """SIGTERM and SIGINT drain all processes, a second one ends them at once; SIGHUP replaces them one after another.
+    """SIGTERM and SIGINT drain all processes, a second one ends them at once; SIGHUP replaces one after another."""
 
-    `on_death` is called with the id of each process that has ended, however it did.
-    """
-
-    def __init__(self, plan: Plan, listener: socket.socket, on_death: Callable[[int], None]) -> None:
+    def __init__(self, plan: Plan, listener: socket.socket) -> None:
         self._plan = plan
         self._listener = listener
-        self._on_death = on_death
         self._all: list[WebProcess] = []
         self._hearts = selectors.DefaultSelector()
         self._last = time.monotonic()
@@ -182,7 +178,6 @@ class Processes:
             self._hearts.unregister(one.heart)
         os.close(one.heart)
         self._all.remove(one)
-        self._on_death(one.pid)
         code = one.process.returncode
         outcome = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
         if one.retires or self._asked_to_stop:

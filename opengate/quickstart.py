@@ -172,6 +172,7 @@ class Quickstart:
             "OPENGATE_VAR": str(self.options.var),
             "DATABASE_URL": self.database_url,
             "REDIS_URL": self.redis_url,
+            "PROMETHEUS_MULTIPROC_DIR": str(self.options.var / "metrics"),  # workers call models, too
             "PYTHONUNBUFFERED": "1",
         }
         environment = {**os.environ, **ours, **(variables or {})}

@@ -21,6 +21,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError
 from redis.retry import Retry
 
+from opengate import metrics
+
 logger = logging.getLogger(__name__)
 
 Command = tuple[str | bytes | int | float, ...]
@@ -69,6 +71,11 @@ class Breaker:
 
 
 breaker = Breaker()
+metrics.watch(
+    "ogl_redis_circuit_open",
+    "1 while a process refuses to ask Redis, which did not answer it.",
+    lambda: breaker.failures >= FAILURES_TO_OPEN,
+)
 _FAULTS = (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError, redis.OutOfMemoryError, OSError)
 
 

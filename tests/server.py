@@ -34,9 +34,10 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 class Server:
-    """One web process; `kind` is uvicorn or daphne."""
+    """Web processes on one port, usually one; `kind` is uvicorn or daphne, which has no more."""
 
-    def __init__(self, kind: str | None = None, **extra: str) -> None:
+    def __init__(self, kind: str | None = None, *, workers: str = "1", **extra: str) -> None:
+        self.workers = workers
         self.kind = kind or os.environ.get("OPENGATE_TEST_SERVER", "uvicorn")
         # An upload waits for a worker, which most tests have none of.
         usual = {"OPENGATE_DATABASE_POOL": "10", "OPENGATE_LOG_LEVEL": "WARNING", "OPENGATE_UPLOAD_WAIT_SECONDS": "0.1"}
@@ -49,6 +50,10 @@ class Server:
     def spawn(self, variables: dict[str, str]) -> subprocess.Popen[bytes]:
         if self.kind == "daphne":
             command = [sys.executable, "-m", "daphne", "-v", "0", "-p", str(self.port), "opengate.asgi:application"]
+            return subprocess.Popen(command, cwd=ROOT, env=variables, stderr=self.log)
+        if self.workers != "1":
+            command = [sys.executable, "manage.py", "serve", "--workers", self.workers, "--grace", "2"]
+            command += ["--port", str(self.port)]
             return subprocess.Popen(command, cwd=ROOT, env=variables, stderr=self.log)
         # The web process itself, without the parent that `manage.py serve` is otherwise.
         with socket.create_server(("127.0.0.1", self.port), backlog=1024) as listener:

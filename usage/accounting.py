@@ -23,7 +23,7 @@ from routing.errors import ModelTooBusy, ProvidersAway
 from routing.figures import Sample
 from routing.places import Lease
 from routing.snapshot import Provider, Router
-from usage import budgets, carbon, ledger, limits, pricing, spans, spool
+from usage import budgets, carbon, ledger, limits, measures, pricing, spans, spool
 from usage.budgets import Need
 from usage.flight import Flight
 from usage.ledger import Record
@@ -82,6 +82,7 @@ class Call:
         self.started = time.perf_counter()
         self.router: Router | None = None
         self.router_name = ""
+        self.asked: Router | None = None  # whom the caller may ask, whether or not the call is admitted
         self.admission: Admission | None = None
         self.provider: Provider | None = None
         self.lease: Lease | None = None
@@ -100,7 +101,9 @@ class Call:
 
     async def granted(self, router: Router) -> limits.Limits:
         """What the caller's role may ask of the router; raises ModelNotFound or RouterClosed."""
-        return (await limits.grants()).of(self.principal.role_id, router)
+        granted = (await limits.grants()).of(self.principal.role_id, router)
+        self.asked = router
+        return granted
 
     async def admit(self, router: Router, granted: limits.Limits, need: Need) -> bool:
         """Take the call from the caller's limits, then from its budgets; False when what was known is old.
@@ -269,12 +272,27 @@ class Call:
         Whoever stops waiting for it, as a caller who leaves, does not stop it.
         """
         if self.admission is None:
+            self._measure(status)
             return
         if self._settlement is None:
+            self._measure(status)
             self._settlement = _in_background(self._settle(self._record(status, outcome), outcome))
             if self.part_of is not None:
                 spans.record(self, status, outcome)
         await asyncio.shield(self._settlement)
+
+    def _measure(self, status: int) -> None:
+        if self.asked is not None:
+            tokens = self.tokens
+            measures.count(
+                self.endpoint,
+                self.asked.name,
+                status,
+                self.latency_ms(),
+                self.ttft_ms,
+                tokens.prompt,
+                tokens.completion,
+            )
 
     async def _settle(self, record: Record, outcome: Outcome) -> None:
         try:

@@ -13,7 +13,7 @@ import redis
 from django.conf import settings
 
 from accounts.principals import Principal
-from opengate import epoch
+from opengate import epoch, metrics
 from opengate import redis as opengate_redis
 from opengate.epoch import Replica
 from opengate.redis import Command, RedisAway
@@ -23,6 +23,7 @@ from usage import windows
 from usage.errors import LimitsAway, RateLimitExceeded, RouterClosed
 from usage.models import Limit, LimitType
 
+_UNLIMITED = metrics.Counter("ogl_limits_skipped", "Calls that were let through unlimited, since Redis was away.")
 WINDOW_SECONDS: Mapping[str, int] = {"rpm": 60, "rpd": 86_400, "tpm": 60, "tpd": 86_400}
 WORDS: Mapping[str, str] = {
     "rpm": "requests per minute",
@@ -164,6 +165,7 @@ async def admit(
         answer = await _strategy().admit.run(keys, [epoch.known(), call_id, *arguments])
     except RedisAway:
         if settings.LIMITS_FAIL_OPEN:
+            _UNLIMITED.of().add()
             return Admission(call_id, principal.user_id, router.id, is_checked=False)
         raise LimitsAway from None
     verdict, newest = answer[0], int(answer[1])

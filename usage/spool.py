@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections import deque
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import redis
@@ -17,6 +17,7 @@ from django.conf import settings
 from django.db import connection, transaction
 from pydantic_core import from_json, to_json
 
+from opengate import metrics
 from opengate import redis as opengate_redis
 from opengate.database import commit
 from opengate.redis import Command, RedisAway
@@ -29,6 +30,7 @@ STREAM = "opengate:usage"
 REJECTED = "opengate:usage:rejected"
 BATCH = 1000
 RETRY_SECONDS = 0.5
+_LOST = metrics.Counter("ogl_usage_records_lost", "Usage records that were dropped: Redis was away for too long.")
 _DRAIN_LOCK = 7_061_936_845_471  # an advisory lock of Postgres: one drain at a time
 
 
@@ -40,6 +42,26 @@ async def send(record: Record, *also: Command) -> None:
         _queue().keep(record)
 
 
+class Backlog(NamedTuple):
+    """The stream: how many records, how old the first one is in seconds, and how many were put aside."""
+
+    records: int
+    oldest_seconds: float
+    rejected: int
+
+
+async def backlog() -> Backlog:
+    """What waits in Redis for a drain; raises RedisAway."""
+    (seconds, microseconds), records, first, rejected = await opengate_redis.trip(
+        ("TIME",), ("XLEN", STREAM), ("XRANGE", STREAM, "-", "+", "COUNT", 1), ("XLEN", REJECTED)
+    )
+    oldest = 0.0
+    if first:
+        entry_id = first[0][0].decode()  # milliseconds, a dash, and a number among those of the same
+        oldest = int(seconds) + int(microseconds) / 1_000_000 - int(entry_id.partition("-")[0]) / 1000
+    return Backlog(records, max(oldest, 0.0), rejected)
+
+
 async def flush(timeout_seconds: float) -> None:
     """Before the process ends: send what waits. What cannot be sent is lost, and the log says how much."""
     queue = _queue()
@@ -49,6 +71,7 @@ async def flush(timeout_seconds: float) -> None:
                 await asyncio.sleep(RETRY_SECONDS)
     except TimeoutError:
         logger.error("%s usage records are lost: Redis is away and the process ends.", len(queue.records))
+        _LOST.of().add(len(queue.records))
 
 
 def drain() -> int:
@@ -111,6 +134,7 @@ class _Queue:
     def keep(self, record: Record) -> None:
         if len(self.records) == self.records.maxlen:
             logger.error("The usage queue is full: record %s is lost.", self.records[0]["request_id"])
+            _LOST.of().add()
         self.records.append(record)
         if self.task is None or self.task.done():
             self.task = asyncio.ensure_future(self._retry())
@@ -141,3 +165,10 @@ def _queue() -> _Queue:
     if queue is None:
         queue = _queues[loop] = _Queue()
     return queue
+
+
+metrics.watch(
+    "ogl_usage_queue_records",
+    "Usage records that a process holds while Redis is away.",
+    lambda: sum(len(queue.records) for queue in list(_queues.values())),
+)

@@ -23,6 +23,7 @@ def test_the_worker_drains_usage_by_itself(as_ada, router, chat, worker, redis_c
     assert set(UsageRecord.objects.values_list("request_id", flat=True)) == set(asked)
     worker.wait_until(lambda: redis_client.xlen(spool.STREAM) == 0)
     assert time.time() - (tmp_path / "heartbeat").stat().st_mtime < 30
+    assert redis_client.hexists("opengate:worked", "celery")
 
 
 def test_the_worker_notes_when_a_key_was_last_used(as_ada, router, chat, worker):

@@ -11,6 +11,7 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
+from opengate import metrics
 from opengate.processes import Plan, Processes
 from opengate.serving import Options, serve
 
@@ -64,7 +65,7 @@ class Command(BaseCommand):
         if options["listener"] is not None:
             serve(options["listener"], options["heart"], _serving(options))
             return
-        prepare()
+        metrics.prepare()
         if options["workers"] < 1:
             raise CommandError("There must be at least one process: --workers 1.")
         stop = options["drain_delay"] + options["grace"]
@@ -77,16 +78,8 @@ class Command(BaseCommand):
             hang_seconds=options["hang_seconds"],
         )
         listener = _bound(options["host"], options["port"])
-        if not Processes(plan, listener, on_death=forget).run():
+        if not Processes(plan, listener).run():
             sys.exit(1)
-
-
-def prepare() -> None:
-    """Called once, in the parent, before the first web process is started; they inherit its environment."""
-
-
-def forget(pid: int) -> None:
-    """Called in the parent after a web process has ended, however it did."""
 
 
 def _serving(options: dict[str, Any]) -> Options:

@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 from urllib.parse import quote
@@ -25,10 +26,14 @@ from django.conf import settings
 from django.db import connection
 
 from opengate.environment import read as environment_of
+from routing.models import Provider
 from tests.conftest import CHAT
+from tests.knowledge.conftest import embeddings_router
 from tests.proxy import Proxy
 from tests.server import NO_CERTIFICATES, ROOT, Server, environment
 from tests.upstream import EVENTS, Reply, story
+
+pytestmark = pytest.mark.timeout(240)  # six processes start one after another
 
 STREAMS = 100
 COUNT = 2
@@ -136,7 +141,7 @@ def test_processes_are_replaced_when_they_die_or_hang_and_one_after_another_unde
 def test_a_hundred_streams_finish_while_new_calls_are_refused(
     service, router, ada, key_of, upstream, records, inflight
 ):
-    web = service(COUNT, "--grace", "60", "--drain-delay", "1")
+    web = service(COUNT, "--grace", "60", "--drain-delay", "3")
     go = threading.Event()
     upstream.route("/v1/chat/completions", lambda request: Reply(held(go), content_type=EVENTS, gap=0.2))
     key = key_of(ada)
@@ -180,15 +185,14 @@ async def read(client: httpx.AsyncClient, opened: asyncio.Semaphore) -> bool:
 
 
 def end(web: Service) -> None:
-    """Told to stop, it is not ready at once, takes calls for a second more, and then none."""
+    """Told to stop, it is not ready at once, takes calls for a while, and then none."""
     with web.client() as client:
         web.signal(signal.SIGTERM)
         web.wait_until(lambda: client.get("/health/ready").json() == {"status": "draining", "checks": {}})
-        refused = client.post("/v1/chat/completions")
-        assert refused.status_code == 401
-        assert refused.headers["connection"] == "close"
-        web.wait_until(lambda: client.post("/v1/chat/completions").status_code == 503)
-        refused = client.post("/v1/chat/completions", json=CHAT)
+        assert client.post("/v1/chat/completions").status_code == 401
+        web.wait_until(lambda: client.get("/health").headers.get("connection") == "close")
+        while (refused := client.post("/v1/chat/completions")).status_code != 503:
+            time.sleep(0.05)
         assert refused.headers["retry-after"] == "2"
         assert refused.json()["detail"] == "The server is stopping, please try again."
         assert client.get("/health").status_code == 200
@@ -247,17 +251,23 @@ def test_a_proxy_is_an_address_or_a_network():
     assert understood.trusted_proxies == ["127.0.0.1", "::1"]
 
 
-def test_a_second_signal_cuts_and_settles(service, router, ada, admin, key_of, upstream, records, inflight):
+def test_a_second_signal_cuts_and_settles(service, router, role, ada, admin, key_of, upstream, records, inflight):
     web = service(1, OPENGATE_TRUSTED_PROXIES="10.0.0.0/8")
     with web.client(key_of(admin)) as client:
         headers = {"X-Forwarded-For": "203.0.113.7"}
         assert client.post("/v1/admin/organizations", json={"name": "x"}, headers=headers).status_code == 201
     assert LogEntry.objects.get(actor=admin).remote_addr == "127.0.0.1"
+    embeddings = embeddings_router(upstream, role)
+    Provider.objects.update(timeout=60)
+    upstream.route("/v1/embeddings", lambda request: Reply([b"{}"], wait=60))
     upstream.reply(chunks=story()[:2], then="stall")
     with (
+        ThreadPoolExecutor() as pool,
         web.client(key_of(ada)) as client,
         client.stream("POST", "/v1/chat/completions", json=CHAT | {"stream": True}) as response,
     ):
+        silent = pool.submit(client.post, "/v1/embeddings", json={"model": "embeddings", "input": "x"})
+        web.wait_until(lambda: any(request.path == "/v1/embeddings" for request in upstream.received))
         lines = response.iter_lines()
         assert "Hello" in next(lines)
         web.signal(signal.SIGTERM)
@@ -266,7 +276,11 @@ def test_a_second_signal_cuts_and_settles(service, router, ada, admin, key_of, u
         *_, last, empty = lines
         assert last.startswith('data: {"detail":"The server is stopping')
         assert not empty
+        assert (silent.result().status_code, silent.result().headers["retry-after"]) == (503, "2")
     assert web.process.wait(30) == 0
-    assert records()[0].tokens_estimated
-    assert inflight(router) == 0
+    assert {(record.endpoint, record.outcome) for record in records(2)} == {
+        ("/v1/chat/completions", "client_left"),
+        ("/v1/embeddings", "client_left"),
+    }
+    assert inflight(router) == inflight(embeddings) == 0
     assert "Traceback" not in web.said

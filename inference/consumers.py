@@ -7,7 +7,6 @@ from contextlib import aclosing, suppress
 from typing import Any, ClassVar
 
 from channels.generic.http import AsyncHttpConsumer
-from django.conf import settings
 from pydantic_core import to_json
 
 from accounts import authentication
@@ -17,7 +16,7 @@ from inference.schemas import ChatCompletionRequest
 from knowledge import search
 from knowledge.schemas import MAX_QUERY, SearchTool
 from opengate import work
-from opengate.bodies import too_large
+from opengate.bodies import Incoming
 from opengate.draining import Stopping
 from opengate.errors import APIError, openai_error
 from opengate.request_id import HEADER, new_request_id
@@ -45,9 +44,16 @@ class CallConsumer(AsyncHttpConsumer):
         self.base_send = send
         self.request_id = work.current().request_id or new_request_id()
         self.started = False
+        incoming = Incoming(scope, receive)
+        try:
+            await self._serve(incoming)
+        finally:
+            incoming.release()
+
+    async def _serve(self, incoming: Incoming) -> None:
         try:
             principal = await self._caller()
-            body = await self._body(receive)
+            body = await self._body(incoming)
         except Disconnected:
             return
         except asyncio.CancelledError:  # by a server that ends, and nobody else
@@ -57,7 +63,7 @@ class CallConsumer(AsyncHttpConsumer):
             await self._refuse(error)
             return
         answer = asyncio.ensure_future(self._answer(principal, body))
-        leaving = asyncio.ensure_future(self._left(receive))
+        leaving = asyncio.ensure_future(self._left(incoming.message))
         is_cut = False
         try:
             await asyncio.wait((answer, leaving), return_when=asyncio.FIRST_COMPLETED)
@@ -98,17 +104,14 @@ class CallConsumer(AsyncHttpConsumer):
         # Two of them could mean one to a proxy and the other to us.
         return await authentication.authenticate(values[0].decode("latin-1") if len(values) == 1 else None)
 
-    async def _body(self, receive: Callable[[], Awaitable[Any]]) -> bytes:
-        """The whole body, counted as it arrives; raises BodyTooLarge, or Disconnected."""
-        parts, length = [], 0
+    async def _body(self, incoming: Incoming) -> bytes:
+        """The whole body, bounded as it arrives; raises what `Incoming` does, or Disconnected."""
+        parts = []
         while True:
-            message = await receive()
+            message = await incoming.message()
             if message["type"] == "http.disconnect":
                 raise Disconnected
             parts.append(message.get("body", b""))
-            length += len(parts[-1])
-            if length > settings.MAX_BODY_BYTES:
-                raise too_large()
             if not message.get("more_body"):
                 return parts[0] if len(parts) == 1 else b"".join(parts)
 

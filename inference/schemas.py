@@ -14,10 +14,10 @@ from pydantic import (
     ValidationError,
     WithJsonSchema,
 )
-from pydantic_core import from_json
 
 from inference.audio import LANGUAGES
 from knowledge.schemas import SearchTool
+from opengate.bodies import json_of
 from opengate.errors import InvalidBody
 from opengate.fields import MAX_FAULTS
 
@@ -254,13 +254,8 @@ class ParseForm(BaseModel):
 
 
 def object_of(raw: bytes) -> dict[str, Any]:
-    """The JSON object of a body; raises InvalidBody."""
-    try:
-        payload = from_json(raw, allow_inf_nan=False)
-    except ValueError as error:
-        raise InvalidBody(
-            [{"type": "json_invalid", "loc": ["body"], "msg": "JSON decode error", "ctx": {"error": str(error)}}]
-        ) from None
+    """The JSON object of a body; raises InvalidBody or BodyTooLarge."""
+    payload = json_of(raw)
     if not isinstance(payload, dict):
         raise InvalidBody([{"type": "model_attributes_type", "loc": ["body"], "msg": "Input should be a valid object"}])
     return payload

@@ -4,13 +4,14 @@ from typing import Any
 
 from django.conf import settings
 from drf_spectacular.utils import extend_schema_field
-from pydantic_core import from_json
 from rest_framework import serializers
 from rest_framework.exceptions import ValidationError
 
 from knowledge.models import Collection, Document, Language, Status, Visibility
 from knowledge.schemas import MAX_NUMBER
 from knowledge.splitting import Options, PresetSeparators
+from opengate.bodies import json_of
+from opengate.errors import BodyTooLarge, InvalidBody
 from opengate.fields import ANY_TEXT, MAX_ID, TEXT, Constant, List, QueryInteger, Text, Timestamp, invalid, value_error
 from opengate.pagination import ordered_query
 
@@ -77,8 +78,8 @@ class FormMetadata(Metadata):
         if not data.strip():
             return None
         try:
-            found = from_json(data, allow_inf_nan=False)
-        except ValueError:
+            found = json_of(data.encode("utf-8", "surrogatepass"))
+        except (InvalidBody, BodyTooLarge):
             found = None
         if not isinstance(found, dict):
             value_error("metadata must be a JSON object")

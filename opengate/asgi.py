@@ -19,6 +19,7 @@ from psycopg_pool import PoolTimeout  # noqa: E402
 from inference import gateway  # noqa: E402
 from inference.consumers import ChatCompletions  # noqa: E402
 from opengate import bodies, draining, metrics, sentry, traces, work  # noqa: E402
+from opengate.admission import admit  # noqa: E402
 from opengate.bodies import Receive, Send  # noqa: E402
 from opengate.errors import DatabaseAway  # noqa: E402
 from opengate.http_metrics import measured  # noqa: E402
@@ -69,7 +70,7 @@ async def _django(scope: dict[str, Any], receive: Receive, send: Send) -> None:
 
     Django would not tell that to its view, but it does tell that the caller is gone: which he is, once he is answered.
     """
-    answer = asyncio.ensure_future(bodies.bounded(django_application, scope, receive, send))
+    answer = asyncio.ensure_future(bodies.bounded(django_application, scope, receive, send, admit))
     try:
         await asyncio.shield(answer)
     except asyncio.CancelledError:

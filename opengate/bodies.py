@@ -1,48 +1,130 @@
-"""Request bodies are counted as they arrive, before any framework keeps them."""
+"""Request bodies are counted and timed as they arrive, before any framework keeps them, and JSON is read in one place.
 
+Four bounds: how long a body is, how long it takes to come, how much of bodies a process holds at a time, and how many
+values its JSON has, how deep. A body that is small passes them without noticing.
+"""
+
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from django.conf import settings
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
 from opengate import work
-from opengate.errors import APIError, BodyTooLarge, openai_error
+from opengate.errors import APIError, BodyTooLarge, InvalidBody, openai_error
 from opengate.request_id import HEADER, new_request_id
 
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 Application = Callable[[dict[str, Any], Receive, Send], Awaitable[None]]
+# Raises an APIError unless the caller is known, who then may send more than SMALL_BYTES.
+Admission = Callable[[Mapping[str, Any]], Awaitable[None]]
+
+SMALL_BYTES = 64 * 1024
+SLOWEST_BYTES_A_SECOND = 32 * 1024
+# An empty list of two bytes takes a hundred times as much memory, and reading a million of them a second.
+MAX_JSON_VALUES = 1_000_000
+
+
+class BodyTooSlow(APIError):
+    """The caller sends less than anybody's line carries, or nothing more."""
+
+    status = 408
+
+    def __init__(self) -> None:
+        super().__init__("The body of the request took too long to arrive.")
+
+
+class TooManyBodies(APIError):
+    """What other callers send fills the room there is for bodies."""
+
+    status = 503
+
+    def __init__(self) -> None:
+        super().__init__("Too many large requests at a time, please try again later.", headers={"Retry-After": "5"})
 
 
 def too_large() -> BodyTooLarge:
     return BodyTooLarge(f"Request size limit exceeded (max: {settings.MAX_BODY_BYTES} bytes).")
 
 
-async def bounded(application: Application, scope: dict[str, Any], receive: Receive, send: Send) -> None:
-    """Run the application; a body over the limit is answered 413 as soon as that is known."""
-    length = 0
+class Incoming:
+    """The body of one request on its way in. Whoever made it calls `release` when nothing holds the body any more."""
+
+    held = 0  # by this process, of all requests: an event loop is one thread
+
+    def __init__(self, scope: Mapping[str, Any], receive: Receive) -> None:
+        self._receive = receive
+        self.announced = _announced(scope)
+        self._started = asyncio.get_running_loop().time()
+        self._is_complete = False
+        self.length = 0
+
+    async def message(self) -> Mapping[str, Any]:
+        """The next ASGI message; raises BodyTooLarge, BodyTooSlow or TooManyBodies."""
+        if self._is_complete:
+            return await self._receive()
+        if self.announced > settings.MAX_BODY_BYTES:
+            raise too_large()
+        try:
+            async with asyncio.timeout_at(self._deadline()):
+                message = await self._receive()
+        except TimeoutError:
+            raise BodyTooSlow from None
+        part = len(message.get("body", b""))
+        self.length += part
+        Incoming.held += part
+        if self.length > settings.MAX_BODY_BYTES:
+            raise too_large()
+        if self.length > SMALL_BYTES and Incoming.held > settings.MAX_HELD_BODY_BYTES:
+            raise TooManyBodies
+        self._is_complete = not message.get("more_body")
+        return message
+
+    def release(self) -> None:
+        Incoming.held -= self.length
+        self.length = 0
+
+    def _deadline(self) -> float:
+        return self._started + settings.REQUEST_PATIENCE_SECONDS + self.length / SLOWEST_BYTES_A_SECOND
+
+
+async def bounded(
+    application: Application, scope: dict[str, Any], receive: Receive, send: Send, admit: Admission
+) -> None:
+    """Run the application; a body over a bound is answered as soon as that is known.
+
+    Django reads all of a body before it asks who sends it, so `admit` is asked here, once that gets long.
+    """
+    incoming = Incoming(scope, receive)
+    is_admitted = False
 
     async def counted() -> Mapping[str, Any]:
-        nonlocal length
-        message = await receive()
-        length += len(message.get("body", b""))
-        if length > settings.MAX_BODY_BYTES:
-            raise too_large()
+        nonlocal is_admitted
+        if incoming.announced > SMALL_BYTES and not is_admitted:
+            await admit(scope)
+            is_admitted = True
+        message = await incoming.message()
+        if incoming.length > SMALL_BYTES and not is_admitted:
+            await admit(scope)
+            is_admitted = True
         return message
 
     try:
-        if _announced(scope) > settings.MAX_BODY_BYTES:
+        if incoming.announced > settings.MAX_BODY_BYTES:
             raise too_large()
         await application(scope, counted, send)
-    except BodyTooLarge as error:  # nothing was answered yet: the body comes before the answer
+    except APIError as error:  # nothing was answered yet: the body comes before the answer
         await refuse(error, send)
+    finally:
+        incoming.release()
 
 
 def _announced(scope: Mapping[str, Any]) -> int:
     for name, value in scope["headers"]:
         if name == b"content-length" and value.isdigit():
-            return int(value)
+            return int(value[:20])
     return 0
 
 
@@ -58,3 +140,18 @@ async def refuse(error: APIError, send: Send) -> None:
     ]
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+def json_of(raw: bytes) -> Any:
+    """The value that a caller sends as JSON; raises InvalidBody, or BodyTooLarge for more values than we keep.
+
+    The parser itself goes 200 levels deep and refuses the next one, and no integer has more than 4300 digits. Values
+    are counted by what stands between them, in texts too, which is quick and never too few.
+    """
+    if len(raw) > MAX_JSON_VALUES and sum(map(raw.count, (b",", b"[", b"{"))) > MAX_JSON_VALUES:
+        raise BodyTooLarge(f"The body has too many values (max: {MAX_JSON_VALUES}).")
+    try:
+        return from_json(raw, allow_inf_nan=False)
+    except ValueError as error:
+        fault = {"type": "json_invalid", "loc": ["body"], "msg": "JSON decode error", "ctx": {"error": str(error)}}
+        raise InvalidBody([fault]) from None

@@ -181,6 +181,19 @@ class Environment(BaseModel):
     provider_https_only: bool = Field(
         False, alias="OPENGATE_PROVIDER_HTTPS_ONLY", description="Providers are called by https alone."
     )
+    max_held_body_bytes: int = Field(
+        256 * 1024 * 1024,
+        alias="OPENGATE_MAX_HELD_BODY_BYTES",
+        ge=1024 * 1024,
+        description="Request bodies that a web process holds at a time; a long one beyond them is answered 503.",
+    )
+    request_patience_seconds: float = Field(
+        30,
+        alias="OPENGATE_REQUEST_PATIENCE_SECONDS",
+        ge=1,
+        le=3600,
+        description="How long headers may take to come, and then the body; the body a second more for each 32 KiB.",
+    )
     upstream_connect_timeout_seconds: float = Field(
         10, alias="OPENGATE_UPSTREAM_CONNECT_TIMEOUT_SECONDS", gt=0, description="Longest wait for a provider's socket."
     )

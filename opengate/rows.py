@@ -12,7 +12,6 @@ from typing import Any
 from django.conf import settings
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
-from pydantic_core import from_json
 from rest_framework import serializers
 from rest_framework.exceptions import ErrorDetail
 from rest_framework.negotiation import BaseContentNegotiation
@@ -22,6 +21,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from opengate.bodies import json_of
 from opengate.database import in_thread
 from opengate.errors import APIError, BodyTooLarge, DatabaseAway, InvalidBody
 from opengate.fields import NO_INTEGER
@@ -62,11 +62,7 @@ class JSONParser(BaseParser):
         raw = stream.read(self.max_bytes + 1)
         if len(raw) > self.max_bytes:
             raise BodyTooLarge(f"Request size limit exceeded (max: {self.max_bytes} bytes).")
-        try:
-            return from_json(raw, allow_inf_nan=False)
-        except ValueError as error:
-            fault = {"type": "json_invalid", "loc": ["body"], "msg": "JSON decode error", "ctx": {"error": str(error)}}
-            raise InvalidBody([fault]) from None
+        return json_of(raw)
 
 
 class LargeJSONParser(JSONParser):

@@ -18,12 +18,15 @@ from logging import getLogger
 from typing import Any
 
 import uvicorn
+from django.conf import settings
 from pydantic_core import to_json
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from opengate import draining
 
-HEAD_SECONDS = 30.0  # from the first byte of a request to the end of its headers
+MAX_HEADERS = 256
+MAX_PIPELINED = 32  # requests of one connection that wait for the answer of the one before
+UNREAD_SECONDS = 5.0  # for the rest of a body whose request is answered, before the connection is closed
 CUT_SECONDS = 5.0  # for a call that is cut to say so and to settle
 FLUSH_SECONDS = 1.0
 CLOSE = (b"connection", b"close")
@@ -206,8 +209,13 @@ class HeadTooLarge(Exception):
     """More headers than we read."""
 
 
+class TooManyPipelined(Exception):
+    """More requests than we keep, of a caller who does not wait for answers."""
+
+
 class Protocol(HttpToolsProtocol):
-    """Bounds what uvicorn leaves open: how long a request's line and headers are, and how long they take to come."""
+    """Bounds what uvicorn leaves open: how long a request's line and headers are, how long they take to come, and how
+    long the rest of a body may come that nobody reads any more."""
 
     max_header_bytes: int
 
@@ -215,6 +223,8 @@ class Protocol(HttpToolsProtocol):
     _head_bytes = 0  # of what the parser has told us
     _unfinished_bytes = 0  # of what came, while the head has no end: one header may be endless
     _head_timer: asyncio.TimerHandle | None = None
+    _unread_timer: asyncio.TimerHandle | None = None
+    _answering: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -223,12 +233,17 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self._in_head and not self.transport.is_closing():
+        if self.transport.is_closing():
+            return
+        if self._in_head:
             self._unfinished_bytes += len(data)
             if self._unfinished_bytes > self.max_header_bytes:
                 self._refuse_head()
-            elif self._head_timer is None:
-                self._head_timer = self.loop.call_later(HEAD_SECONDS, self.timeout_keep_alive_handler)
+                return
+        # What begins no request, as an empty line or the end of an unread body, holds the connection no longer either.
+        is_idle = self.cycle is None or self.cycle.response_complete
+        if (self._in_head or is_idle) and self._head_timer is None:
+            self._head_timer = self.loop.call_later(settings.REQUEST_PATIENCE_SECONDS, self.timeout_keep_alive_handler)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -240,20 +255,55 @@ class Protocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._count(len(name) + len(value) + 4)
+        if not self._in_head:
+            return  # behind a body; uvicorn would put it among the headers of a request that already runs
+        if len(self.headers) >= MAX_HEADERS:
+            self._head_bytes = self.max_header_bytes
+            self._count(1)
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._stop_head_timer()
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise TooManyPipelined
         super().on_headers_complete()
+        if self.parser.should_upgrade():
+            self.cycle.keep_alive = False  # the parser takes what follows for another protocol
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """The request is answered as any other, and its connection closed; that is no matter for the log."""
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._stop_unread_timer()
+
+    def on_response_complete(self) -> None:
+        """Refused before its body was read: the caller has a moment to send the rest and read the answer."""
+        super().on_response_complete()
+        if self.cycle.response_complete and self.cycle.more_body and not self.transport.is_closing():
+            self._stop_unread_timer()
+            self._unread_timer = self.loop.call_later(UNREAD_SECONDS, self.timeout_keep_alive_handler)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_head_timer()
+        self._stop_unread_timer()
+        if self._answering is not None and not self._answering.response_complete:
+            self._answering.disconnected = True  # uvicorn tells that to the last request alone
+            self._answering.message_event.set()
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """The parser failed, or we made it."""
-        if self._head_bytes > self.max_header_bytes:
+        """The parser failed, or we made it. A request before the faulty one has its own answer, the last."""
+        before = self._answering
+        if before is not None and not before.response_complete and not before.more_body:
+            before.keep_alive = False
+            self.pipeline.clear()
+        elif self._head_bytes > self.max_header_bytes:
             self._refuse_head()
         else:
             super().send_400_response(msg)
@@ -269,6 +319,11 @@ class Protocol(HttpToolsProtocol):
         self._head_bytes += length
         if self._head_bytes > self.max_header_bytes:
             raise HeadTooLarge
+
+    def _stop_unread_timer(self) -> None:
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None
 
     def _stop_head_timer(self) -> None:
         if self._head_timer is not None:

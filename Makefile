@@ -11,7 +11,7 @@ VENDORED := opengate/static/opengate/vendor
 MODELS_SORRY := The local models could not be installed here; everything else works without them.
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint types imports check fuzz drill drill-ingestion soak bench bench-ledger bench-search bench-console lock vendor messages clean
+.PHONY: help quickstart test lint types imports check image-check migrations-check supply sbom fuzz drill drill-ingestion soak bench bench-ledger bench-search bench-console lock vendor messages clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,20 @@ imports: $(VENV)/installed-dev ## import-linter: imports point left
 	$(VENV)/bin/lint-imports
 
 check: lint types imports ## lint, types and imports
+
+image-check: $(VENV)/installed-dev ## the Dockerfile's steps run for real, and what they make serves (root, Linux, mmdebstrap)
+	$(VENV)/bin/hadolint Dockerfile
+	$(PYTHON) -m deploy.check_image
+
+migrations-check: $(VENV)/installed-dev ## no migration after the first release stops a system that runs
+	$(PYTHON) -m pytest -q tests/opengate/test_migrations.py
+
+supply: $(VENV)/installed-dev ## everything installed is locked, hashed, and under a licence that we may use
+	$(PYTHON) -m deploy.supply
+
+sbom: $(VENV)/installed-dev ## CycloneDX bill of materials of what runs, into var/sbom.cdx.json
+	mkdir -p var
+	$(PYTHON) -W ignore -m cyclonedx_py requirements --pyproject pyproject.toml --output-reproducible --output-format JSON --output-file var/sbom.cdx.json requirements.txt
 
 fuzz: $(VENV)/installed-dev ## the running server against its OpenAPI document, 500 cases an operation and more
 	OPENGATE_FUZZ_EXAMPLES=500 OPENGATE_FUZZ_PHASES=examples,coverage,fuzzing $(PYTHON) -m pytest -s tests/management/test_schemathesis.py

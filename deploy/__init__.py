@@ -1,0 +1,1 @@
+"""What runs OpenGate elsewhere, and programs that check it. Nothing here is imported by the gateway."""

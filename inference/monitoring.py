@@ -30,9 +30,9 @@ from inference.responses import CallError
 from knowledge import backlog
 from opengate import metrics as opengate_metrics
 from opengate import redis as opengate_redis
-from opengate.celery import WORKED
 from opengate.database import in_thread, in_time
 from opengate.errors import APIError, DatabaseAway
+from opengate.heartbeat import WORKED
 from opengate.redis import RedisAway
 from routing import load, snapshot
 from routing.circuit import State
@@ -119,15 +119,11 @@ async def _routers() -> tuple[Router, ...]:
 
 
 def _shown(counted: Sequence[Metric], models: Collection[str]) -> Iterator[Metric]:
-    """What was counted, without models that are gone; HTTP's also under the names that OpenGateLLM has for them."""
+    """What was counted, without models that are gone."""
     for metric in counted:
         if metric.name.startswith("ogl_inference_") and _last_routers:
             metric.samples = [sample for sample in metric.samples if sample.labels["model"] in models]
         yield metric
-        if metric.name.startswith("http_"):
-            twin = Metric(f"ogl_{metric.name}", metric.documentation, metric.type)
-            twin.samples = [sample._replace(name=f"ogl_{sample.name}") for sample in metric.samples]
-            yield twin
 
 
 def _gauge(name: str, documentation: str, value: float | None = None, labels: Sequence[str] = ()) -> GaugeMetricFamily:

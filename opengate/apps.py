@@ -7,7 +7,7 @@ class OpengateConfig(AppConfig):
     default = True
 
     def ready(self) -> None:
-        from opengate import checks, sentry  # noqa: F401  registers the system checks
+        from opengate import checks, heartbeat, sentry, tasks_watched  # noqa: F401  register themselves
 
         sentry.start()
 

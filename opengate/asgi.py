@@ -22,11 +22,9 @@ from opengate import bodies, draining, metrics, sentry, traces, work  # noqa: E4
 from opengate.admission import admit  # noqa: E402
 from opengate.bodies import Receive, Send  # noqa: E402
 from opengate.errors import DatabaseAway  # noqa: E402
-from opengate.http_metrics import measured  # noqa: E402
 from opengate.patience import PatientConnection  # noqa: E402
 from opengate.playground.consumers import PlaygroundChat  # noqa: E402
 from opengate.protection import protected  # noqa: E402
-from opengate.request_id import ROUTE  # noqa: E402
 from opengate.watched import watched  # noqa: E402
 from routing import snapshot  # noqa: E402
 from usage import limits  # noqa: E402
@@ -34,7 +32,6 @@ from usage import limits  # noqa: E402
 # Paths answered without Django's middleware; the test of all routes walks this table too.
 CONSUMERS = {"/v1/chat/completions": ChatCompletions, "/playground/chat": PlaygroundChat}
 _hot = {path: consumer.as_asgi() for path, consumer in CONSUMERS.items()}
-metrics.keep()
 
 CUT_SECONDS = 2.0  # for a view to hear that its caller is gone
 
@@ -50,7 +47,6 @@ async def application(scope: dict[str, Any], receive: Receive, send: Send) -> No
         await django_application(scope, receive, send)
 
 
-@measured
 @watched
 @protected
 async def _answered(scope: dict[str, Any], receive: Receive, send: Send) -> None:
@@ -58,8 +54,7 @@ async def _answered(scope: dict[str, Any], receive: Receive, send: Send) -> None
     if draining.refuses(scope["path"]):
         await bodies.refuse(draining.Stopping(), send)
     elif hot is not None:
-        work.current().is_hot = True
-        scope[ROUTE] = scope["path"]
+        work.current().hot_path = scope["path"]
         await hot(scope, receive, send)
     else:
         await _django(scope, receive, send)
@@ -90,7 +85,6 @@ async def _live(receive: Receive, send: Send) -> None:
         else:
             await gateway.wind_down()
             await asyncio.gather(asyncio.to_thread(traces.close), asyncio.to_thread(sentry.close))
-            metrics.leave()
             await send({"type": "lifespan.shutdown.complete"})
             return
 

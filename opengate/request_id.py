@@ -14,7 +14,6 @@ from opengate import work
 from opengate.work import Work
 
 HEADER = "x-request-id"
-ROUTE = "opengate.route"  # in the scope of a request: the template of the route that answers it
 
 # The request that is being answered; none in commands and tasks.
 current_request: ContextVar[HttpRequest | None] = ContextVar("current_request", default=None)
@@ -66,21 +65,11 @@ class RequestIdMiddleware:
             response = self.get_response(request)
         finally:
             current_request.reset(token)
-            _note_route(request)
         response[HEADER] = request.id  # type: ignore[attr-defined,index]
         return response
 
     async def _answer(self, request: HttpRequest) -> HttpResponseBase:
         current_request.set(request)  # in the task of this request alone
-        try:
-            response: HttpResponseBase = await self.get_response(request)  # type: ignore[misc]
-        finally:
-            _note_route(request)
+        response: HttpResponseBase = await self.get_response(request)  # type: ignore[misc]
         response[HEADER] = request.id  # type: ignore[attr-defined]
         return response
-
-
-def _note_route(request: HttpRequest) -> None:
-    scope = getattr(request, "scope", None)
-    if scope is not None and request.resolver_match is not None:
-        scope[ROUTE] = request.resolver_match.route

@@ -1,75 +1,81 @@
-"""Every request from its first byte to its last: its id, and for those who want them an access log and traces."""
+"""Every request from its first byte to its last: its id, its metrics, and for those who want them a log and traces."""
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Any
 
 from django.conf import settings
 
-from opengate import traces, work
+from opengate import http_metrics, traces, work
 from opengate.bodies import Application, Receive, Send
+from opengate.http_metrics import METHODS, Headers
 from opengate.request_id import new_request_id
 from opengate.work import Work
 
 access = logging.getLogger("opengate.access")
 
 CLIENT_LEFT_STATUS = 499  # no answer was begun
-METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
 def watched(application: Application) -> Application:
     """The application, with a note of each request that it answers."""
 
     async def behind(scope: dict[str, Any], receive: Receive, send: Send) -> None:
-        noted = work.begin(Work(request_id=new_request_id()))
-        if settings.ACCESS_LOG or settings.TRACES:
-            await _told(application, noted, scope, receive, send)
-        else:
-            await application(scope, receive, send)
+        exchange = _Exchange(scope, send)
+        try:
+            await application(scope, receive, exchange.answer)
+        except Exception:
+            exchange.status = 500
+            raise
+        finally:
+            exchange.tell()
 
     return behind
 
 
-async def _told(application: Application, noted: Work, scope: dict[str, Any], receive: Receive, send: Send) -> None:
-    began = time.perf_counter()
-    method = scope["method"] if scope["method"] in METHODS else "_OTHER"
-    span = _span(scope, method, noted) if settings.TRACES else None
-    status, length = CLIENT_LEFT_STATUS, 0
+class _Exchange:
+    """A request and what is known of its answer."""
 
-    async def counted(message: Mapping[str, Any]) -> None:
-        nonlocal status, length
+    def __init__(self, scope: Mapping[str, Any], send: Send) -> None:
+        self.began = time.perf_counter()
+        self.work = work.begin(Work(request_id=new_request_id()))
+        self.scope = scope
+        self.send = send
+        self.status = CLIENT_LEFT_STATUS
+        self.headers: Headers = ()
+        self.length = 0
+        self.span = _span(scope, self.method, self.work) if settings.TRACES else None
+
+    @property
+    def method(self) -> str:
+        method: str = self.scope["method"]
+        return method if method in METHODS else "_OTHER"
+
+    def answer(self, message: Mapping[str, Any]) -> Awaitable[None]:
         if message["type"] == "http.response.start":
-            status = message["status"]
+            self.status, self.headers = message["status"], message.get("headers", ())
         else:
-            length += len(message.get("body", b""))
-        await send(message)
+            self.length += len(message.get("body", b""))
+        return self.send(message)
 
-    try:
-        await application(scope, receive, counted)
-    except Exception:
-        status = 500
-        raise
-    finally:
-        route = _route(scope["path"], noted)
+    def tell(self) -> None:
+        seconds = time.perf_counter() - self.began
+        route = self.work.route
+        if route is None and self.scope["path"].startswith(settings.STATIC_URL):
+            route = f"{settings.STATIC_URL}<path>"
+        if settings.METRICS:
+            http_metrics.count(self.scope["method"], route, self.status, self.scope["headers"], self.headers, seconds)
         if settings.ACCESS_LOG:
-            duration_ms = round((time.perf_counter() - began) * 1000, 1)
-            told = {"method": method, "route": route, "status": status, "duration_ms": duration_ms, "bytes": length}
-            access.info("%s %s %s", method, route, status, extra={"fields": told})
-        if span is not None:
-            span.span.update_name(f"{method} {route}" if route else method)
-            span.span.set_attributes({"http.response.status_code": status, **({"http.route": route} if route else {})})
-            if noted.user_id is not None:
-                span.span.set_attribute("user.id", str(noted.user_id))
-            span.end(str(status) if status >= 500 else None)
-
-
-def _route(path: str, noted: Work) -> str | None:
-    """The pattern of the path: no path as it came, where anything may stand. None when there is no such route."""
-    if noted.request is None:
-        return path if noted.is_hot else None
-    match = getattr(noted.request, "resolver_match", None)
-    return f"/{match.route}" if match else None
+            told: dict[str, Any] = {"method": self.method, "route": route, "status": self.status}
+            told |= {"duration_ms": round(seconds * 1000, 1), "bytes": self.length}
+            access.info("%s %s %s", self.method, route, self.status, extra={"fields": told})
+        if self.span is not None:
+            about = {"http.route": route, "user.id": self.work.user_id and str(self.work.user_id)}
+            about = {name: value for name, value in about.items() if value is not None}
+            self.span.span.update_name(f"{self.method} {route}" if route else self.method)
+            self.span.span.set_attributes({"http.response.status_code": self.status, **about})
+            self.span.end(str(self.status) if self.status >= 500 else None)
 
 
 def _span(scope: Mapping[str, Any], method: str, noted: Work) -> traces.Began:

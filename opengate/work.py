@@ -14,12 +14,18 @@ class Work:
 
     request_id: str | None = None  # in a task: of the request that queued it
     task_id: str | None = None
-    is_hot: bool = False  # its path is one of those that are answered without Django's middleware
+    hot_path: str | None = None  # of a request that is answered without Django's middleware
     request: HttpRequest | None = field(default=None, repr=False)  # once Django's middleware is reached
     user_id: int | None = None
     key_id: int | None = None
     router: str | None = None
     provider: int | None = None
+
+    @property
+    def route(self) -> str | None:
+        """The template of the path: no path as it came, where anything may stand. None while no route is known."""
+        match = getattr(self.request, "resolver_match", None)
+        return f"/{match.route}" if match else self.hot_path
 
     def known(self) -> dict[str, Any]:
         """By the names of the log's fields."""

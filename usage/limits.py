@@ -11,6 +11,7 @@ from typing import Literal
 
 import redis
 from django.conf import settings
+from prometheus_client import Counter
 
 from accounts.principals import Principal
 from opengate import epoch, metrics
@@ -23,7 +24,9 @@ from usage import windows
 from usage.errors import LimitsAway, RateLimitExceeded, RouterClosed
 from usage.models import Limit, LimitType
 
-_UNLIMITED = metrics.Counter("ogl_limits_skipped", "Calls that were let through unlimited, since Redis was away.")
+_UNLIMITED = Counter(
+    "ogl_limits_skipped", "Calls that were let through unlimited, since Redis was away.", registry=metrics.registry
+)
 WINDOW_SECONDS: Mapping[str, int] = {"rpm": 60, "rpd": 86_400, "tpm": 60, "tpd": 86_400}
 WORDS: Mapping[str, str] = {
     "rpm": "requests per minute",
@@ -165,7 +168,7 @@ async def admit(
         answer = await _strategy().admit.run(keys, [epoch.known(), call_id, *arguments])
     except RedisAway:
         if settings.LIMITS_FAIL_OPEN:
-            _UNLIMITED.of().add()
+            _UNLIMITED.inc()
             return Admission(call_id, principal.user_id, router.id, is_checked=False)
         raise LimitsAway from None
     verdict, newest = answer[0], int(answer[1])

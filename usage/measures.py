@@ -4,12 +4,12 @@ Labels are of few values: the endpoints there are, status codes, and names of ro
 their combinations a process counts `MAX_SERIES`; a new one beyond is counted under the model `other`.
 """
 
-import os
 from typing import Final
 
 from django.conf import settings
+from prometheus_client import Counter, Histogram
 
-from opengate.metrics import Counter, Distribution, Histogram
+from opengate.metrics import registry
 from usage.models import Endpoint
 
 MAX_SERIES: Final = 2000
@@ -18,18 +18,20 @@ ENDPOINTS: Final = frozenset(Endpoint.values)
 
 _CALL = ("endpoint", "model", "status_code")
 
-_REQUESTS = Counter("ogl_inference_requests", "Calls of models.", _CALL)
+_REQUESTS = Counter("ogl_inference_requests", "Calls of models.", _CALL, registry=registry)
 _DURATION = Histogram(
     "ogl_inference_requests_duration_seconds",
     "How long calls of models took.",
     _CALL,
-    bounds=(0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 4, 5, 7, 10, 15, 20, 30, 45, 60, 90, 120, 180, 240, 300),
+    registry=registry,
+    buckets=(0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 4, 5, 7, 10, 15, 20, 30, 45, 60, 90, 120, 180, 240, 300),
 )
 _TTFT = Histogram(
     "ogl_inference_ttft_milliseconds",
     "Milliseconds until the first token of streams.",
     _CALL,
-    bounds=(
+    registry=registry,
+    buckets=(
         *(5, 10, 20, 30, 50, 75, 100, 150, 200, 300, 500, 750, 1000, 1500, 2000, 3000, 5000, 7500, 10_000, 15_000),
         *(20_000, 30_000, 45_000, 60_000, 90_000, 120_000, 180_000, 240_000, 300_000),
     ),
@@ -38,9 +40,10 @@ _SPEED = Histogram(
     "ogl_inference_output_tokens_per_second",
     "Completion tokens by the full duration of their call.",
     ("endpoint", "model"),
-    bounds=(5, 10, 20, 30, 50, 75, 100, 125, 150, 200, 250, 300, 400, 500, 750, 1000),
+    registry=registry,
+    buckets=(5, 10, 20, 30, 50, 75, 100, 125, 150, 200, 250, 300, 400, 500, 750, 1000),
 )
-_TOKENS = Counter("ogl_inference_tokens", "Tokens of models' calls.", ("endpoint", "model", "type"))
+_TOKENS = Counter("ogl_inference_tokens", "Tokens of models' calls.", ("endpoint", "model", "type"), registry=registry)
 
 
 class _Calls:
@@ -48,23 +51,22 @@ class _Calls:
 
     def __init__(self, endpoint: str, model: str, status: str) -> None:
         self._labels = (endpoint, model, status)
-        self.requests = _REQUESTS.of(endpoint, model, status)
-        self.duration = _DURATION.of(endpoint, model, status)
-        self.speed = _SPEED.of(endpoint, model)
-        self.prompt = _TOKENS.of(endpoint, model, "prompt")
-        self.completion = _TOKENS.of(endpoint, model, "completion")
-        self._ttft: Distribution | None = None
+        self.requests = _REQUESTS.labels(endpoint, model, status)
+        self.duration = _DURATION.labels(endpoint, model, status)
+        self.speed = _SPEED.labels(endpoint, model)
+        self.prompt = _TOKENS.labels(endpoint, model, "prompt")
+        self.completion = _TOKENS.labels(endpoint, model, "completion")
+        self._ttft: Histogram | None = None
 
     @property
-    def ttft(self) -> Distribution:
+    def ttft(self) -> Histogram:
         """Of streams alone."""
         if self._ttft is None:
-            self._ttft = _TTFT.of(*self._labels)
+            self._ttft = _TTFT.labels(*self._labels)
         return self._ttft
 
 
 _calls: dict[tuple[str, str, int], _Calls] = {}
-os.register_at_fork(after_in_child=_calls.clear)
 
 
 def count(
@@ -76,14 +78,14 @@ def count(
         if not settings.METRICS:
             return
         calls = _begun(endpoint, model, status)
-    calls.requests.add()
+    calls.requests.inc()
     calls.duration.observe(latency_ms / 1000)
     if ttft_ms is not None:
         calls.ttft.observe(ttft_ms)
     if prompt:
-        calls.prompt.add(prompt)
+        calls.prompt.inc(prompt)
     if completion:
-        calls.completion.add(completion)
+        calls.completion.inc(completion)
         calls.speed.observe(completion * 1000 / max(latency_ms, 1))
 
 

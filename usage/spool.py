@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 import redis
 from django.conf import settings
 from django.db import connection, transaction
+from prometheus_client import Counter
 from pydantic_core import from_json, to_json
 
 from opengate import metrics
@@ -30,7 +31,9 @@ STREAM = "opengate:usage"
 REJECTED = "opengate:usage:rejected"
 BATCH = 1000
 RETRY_SECONDS = 0.5
-_LOST = metrics.Counter("ogl_usage_records_lost", "Usage records that were dropped: Redis was away for too long.")
+_LOST = Counter(
+    "ogl_usage_records_lost", "Usage records that were dropped: Redis was away for too long.", registry=metrics.registry
+)
 _DRAIN_LOCK = 7_061_936_845_471  # an advisory lock of Postgres: one drain at a time
 
 
@@ -71,7 +74,7 @@ async def flush(timeout_seconds: float) -> None:
                 await asyncio.sleep(RETRY_SECONDS)
     except TimeoutError:
         logger.error("%s usage records are lost: Redis is away and the process ends.", len(queue.records))
-        _LOST.of().add(len(queue.records))
+        _LOST.inc(len(queue.records))
 
 
 def drain() -> int:
@@ -134,7 +137,7 @@ class _Queue:
     def keep(self, record: Record) -> None:
         if len(self.records) == self.records.maxlen:
             logger.error("The usage queue is full: record %s is lost.", self.records[0]["request_id"])
-            _LOST.of().add()
+            _LOST.inc()
         self.records.append(record)
         if self.task is None or self.task.done():
             self.task = asyncio.ensure_future(self._retry())

@@ -64,7 +64,7 @@ class Two:
         return [total(list(MultiProcessCollector.merge([file])), "ogl_inference_requests_total") for file in files]
 
     def living(self) -> dict[str, str]:
-        return metrics._living_seats(self.folder)
+        return metrics.living_seats(self.folder)
 
     def close(self) -> None:
         self.server.stop()
@@ -140,7 +140,7 @@ def test_two_processes_tell_one_truth_also_after_one_was_killed(two, key, scrape
     assert len(records(calls)) == calls
     told = [total(scrape(), "ogl_inference_requests_total", status_code="200") for _ in range(6)]
     assert set(told) == {before + calls}
-    victim = two.living()["s0"]
+    victim = two.living()["0"]
     os.kill(int(victim), signal.SIGKILL)
     wait_until(lambda: victim not in two.living().values())
     assert total(scrape(), "ogl_inference_requests_total", status_code="200") == before + calls
@@ -167,11 +167,11 @@ def test_metrics_have_the_names_labels_and_bounds_of_the_contract(two, key, scra
     assert grew("ogl_inference_tokens_total", **speed, type="prompt") > 9
     assert grew("ogl_inference_tokens_total", **speed, type="completion") > 12
     http = {"handler": ENDPOINT, "method": "POST"}
-    assert grew("http_requests_total", **http, status="2xx") == grew("ogl_http_requests_total", **http) == 2
-    assert grew("http_request_duration_seconds_bucket", **http, le="+Inf") == 2
-    assert grew("http_request_duration_highr_seconds_count") >= 2
-    assert grew("http_request_size_bytes_sum", handler=ENDPOINT) > 100
-    assert grew("http_response_size_bytes_count", handler=ENDPOINT) == 2
+    assert grew("ogl_http_requests_total", **http, status="2xx") == 2
+    assert grew("ogl_http_request_duration_seconds_bucket", **http, le="+Inf") == 2
+    assert grew("ogl_http_request_duration_highr_seconds_count") >= 2
+    assert grew("ogl_http_request_size_bytes_sum", handler=ENDPOINT) > 100
+    assert grew("ogl_http_response_size_bytes_count", handler=ENDPOINT) == 2
     ends = {"ogl_inference_requests_duration_seconds": (0.05, 300), "ogl_inference_ttft_milliseconds": (5, 300_000)}
     for name, (first, last) in {**ends, "ogl_inference_output_tokens_per_second": (5, 1000)}.items():
         bounds = sorted(float(bound) for bound in values(after, "le", f"{name}_bucket"))
@@ -194,10 +194,10 @@ def test_what_callers_write_is_no_label(two, key, scrape):
         text = client.get("/metrics").text
         found = scrape(client)
     assert "evil" not in text
-    handlers = values(found, "handler", "http_requests_total")
+    handlers = values(found, "handler", "ogl_http_requests_total")
     assert {"none", "/health", "/metrics", "/admin/{url}", "/v1/models/{model}", "/static/{path}"} <= handlers
-    assert values(found, "method", "http_requests_total") <= {"GET", "POST", "other"}
-    assert values(found, "status", "http_requests_total") <= {"2xx", "3xx", "4xx", "5xx"}
+    assert values(found, "method", "ogl_http_requests_total") <= {"GET", "POST", "other"}
+    assert values(found, "status", "ogl_http_requests_total") <= {"2xx", "3xx", "4xx", "5xx"}
     assert values(found, "model", "ogl_inference_requests_total") <= {"model"}
 
 
@@ -277,7 +277,7 @@ def test_dashboard_and_alerts_use_what_is_served_and_the_documentation_tells_all
 
         used = set().union(*map(metrics_of, expressions())) - {"up"}
         wait_until(partial(is_told, "ogl_database_pool_connections"))
-        served = [metric for metric in scrape(client) if not metric.name.startswith("ogl_http_")]
+        served = scrape(client)
     assert used <= {sample.name for metric in served for sample in metric.samples}
     text = (ROOT / "docs/observability.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| (.*?) \|", text, re.MULTILINE)

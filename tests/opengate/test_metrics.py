@@ -14,24 +14,26 @@ COUNT = """
 import os, sys
 from pathlib import Path
 from django.conf import settings
+{before}
 settings.configure(METRICS=True, METRICS_FOLDER=Path(sys.argv[1]))
-from opengate import metrics
-found = metrics.Counter("found", "Found.", ("name",))
-took = metrics.Histogram("took", "Took.", ("name",), bounds=(1, 10))
+from opengate.metrics import registry
+from prometheus_client import Counter, Histogram
+found = Counter("found", "Found.", ("name",), registry=registry)
+took = Histogram("took", "Took.", ("name",), registry=registry, buckets=(1, 10))
 def count():
     for number in range(1000):
-        found.of(str(number)).add(number)
+        found.labels(str(number)).inc(number)
     for value in (0.5, 10, 11):
-        took.of("it").observe(value)
+        took.labels("it").observe(value)
 count()
 {then}
 os._exit(0)
 """
 
 
-def count(folder: Path, then: str = "") -> dict[str, float]:
+def count(folder: Path, then: str = "", before: str = "") -> dict[str, float]:
     """What all of them have counted, after one more process has counted and ended without a word."""
-    command = [sys.executable, "-c", COUNT.replace("{then}", then), str(folder)]
+    command = [sys.executable, "-c", COUNT.replace("{then}", then).replace("{before}", before), str(folder)]
     subprocess.run(command, cwd=ROOT, check=True, timeout=60)
     files = [str(path) for path in folder.glob("*.db")]
     samples = [sample for metric in MultiProcessCollector.merge(files) for sample in metric.samples]
@@ -50,15 +52,26 @@ def test_a_process_goes_on_where_the_last_one_in_its_seat_ended(tmp_path):
 def test_processes_side_by_side_and_forked_ones_have_seats_of_their_own(tmp_path):
     found = count(tmp_path, "if os.fork() == 0: count(); os._exit(0)\nos.wait()")
     assert found["found_total7"] == 14
-    assert sorted(path.name for path in tmp_path.glob("counter_*.db")) == ["counter_s0.db", "counter_s1.db"]
+    assert sorted(path.name for path in tmp_path.glob("counter_*.db")) == ["counter_0.db", "counter_1.db"]
 
 
-def test_a_spoilt_file_is_begun_anew_and_others_are_read_without_it(tmp_path, settings):
-    settings.METRICS_FOLDER = tmp_path
-    (tmp_path / "counter_s0.db").write_bytes(b"spoilt" * 64)
+def test_a_spoilt_file_is_begun_anew_and_others_are_read_without_it(tmp_path):
+    (tmp_path / "counter_0.db").write_bytes(b"spoilt" * 64)
     assert count(tmp_path)["found_total9"] == 9
-    (tmp_path / "counter_s7.db").write_bytes(b"spoilt" * 64)
-    assert {"found", "took"} <= {metric.name for metric in metrics.read()}
+    (tmp_path / "counter_7.db").write_bytes(b"spoilt" * 64)
+    assert {"found", "took"} <= {metric.name for metric in metrics.of(tmp_path)}
+
+
+def test_what_a_full_disk_does_not_take_is_counted_in_memory(tmp_path):
+    found = count(tmp_path, before="import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (70_000, 70_000))")
+    assert 0 < len([name for name in found if name.startswith("found")]) < 1000
+    assert found["took_countit"] == 3
+
+
+def test_a_process_that_counts_nothing_takes_no_seat(tmp_path):
+    only_made = COUNT.replace("\ncount()\n", "\nCounter('bare', 'Without labels.', registry=registry)\n")
+    subprocess.run([sys.executable, "-c", only_made.format(before="", then=""), str(tmp_path)], cwd=ROOT, check=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_handlers_are_routes_as_fastapi_writes_them():

@@ -11,7 +11,7 @@ VENDORED := opengate/static/opengate/vendor
 MODELS_SORRY := The local models could not be installed here; everything else works without them.
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint types imports check image-check migrations-check supply sbom fuzz drill drill-ingestion soak bench bench-ledger bench-search bench-console lock vendor messages clean
+.PHONY: help quickstart test lint types imports check image-check migrations-check supply sbom fuzz drill drill-ingestion soak bench bench-ledger bench-search bench-console lock reference vendor messages clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -78,6 +78,9 @@ lock: $(VENV)/installed ## compile requirements*.in anew
 	$(LOCK) requirements.in -o requirements.txt
 	$(LOCK) requirements-dev.in -o requirements-dev.txt
 	$(LOCK) --no-deps requirements-models.in -o requirements-models.txt
+
+reference: $(VENV)/installed ## write docs/configuration.md anew, out of opengate/environment.py
+	$(PYTHON) manage.py variables > docs/configuration.md
 
 vendor: ## fetch anew the scripts of package.json that pages and browser tests load (needs npm)
 	rm -rf var/vendor && mkdir -p var/vendor && cp package.json package-lock.json var/vendor/

@@ -38,7 +38,7 @@ class Environment(BaseModel):
 
     debug: bool = Field(False, alias="OPENGATE_DEBUG", description="Django's debug mode; never in production.")
     var: Path = Field(
-        BASE_DIR / "var", alias="OPENGATE_VAR", description="Folder for the data of the embedded default."
+        BASE_DIR / "var", alias="OPENGATE_VAR", description="Folder of uploaded files, and of the quickstart's data."
     )
     secret_key: str = Field("", alias="OPENGATE_SECRET_KEY", description="Signs sessions; at least 32 characters.")
     secret_key_fallbacks: Words = Field(
@@ -324,7 +324,11 @@ class Environment(BaseModel):
         description="Longest life of a new key; one without an expiry gets this one. Unset: any.",
     )
     playground_session_seconds: int = Field(
-        3600, alias="OPENGATE_PLAYGROUND_SESSION_SECONDS", ge=60, le=31_536_000, description="Life of a login's key."
+        3600,
+        alias="OPENGATE_PLAYGROUND_SESSION_SECONDS",
+        ge=60,
+        le=31_536_000,
+        description="Life of the key that /v1/auth/login gives.",
     )
     login_failures: int = Field(
         10, alias="OPENGATE_LOGIN_FAILURES", ge=1, le=1000, description="Mistaken passwords until a login is refused."

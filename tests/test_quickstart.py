@@ -135,6 +135,16 @@ def tour(facts: dict[str, Any]) -> None:
     assert provider["router_id"] == info["limits"][0]["router"]
 
 
+def use(facts: dict[str, Any], var: Path) -> None:
+    """Run the Python of the README, with this run's address and folder."""
+    (script,) = re.findall(r"```python\n(.*?)```", (CHECKOUT / "README.md").read_text(), re.DOTALL)
+    script = script.replace("http://127.0.0.1:8000", facts["url"]).replace(
+        "var/quickstart.json", f"{var}/quickstart.json"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, bool(done.stdout.strip())) == (0, True), done.stderr
+
+
 LEAVE = "Les congés annuels se demandent par écrit, deux semaines avant le départ."
 CANTEEN = "La cantine ouvre à midi ; le déjeuner y coûte quatre euros."
 QUESTION = "Combien coûte un déjeuner à la cantine ?"
@@ -223,6 +233,7 @@ def test_the_printed_line_works_and_survives_a_killed_supervisor(started: Run, v
     assert facts["admin_password"] in started.said
     ask(curl)
     tour(facts)
+    use(facts, var)
     documents(facts)
     chat_in_a_browser(facts)
     started.process.kill()

@@ -115,6 +115,11 @@ class _Line:
         self._batches.add(task)
         task.add_done_callback(self._arrived)
 
+    async def end(self) -> None:
+        """Once what is under way has arrived."""
+        await asyncio.gather(*self._batches, return_exceptions=True)
+        await self.client.aclose()
+
     def _arrived(self, task: asyncio.Task[None]) -> None:
         self._batches.discard(task)
         self._leave_soon()
@@ -196,7 +201,7 @@ async def close() -> None:
     """Close the running event loop's connections."""
     line = _lines.pop(asyncio.get_running_loop(), None)
     if line is not None:
-        await line.client.aclose()
+        await line.end()
 
 
 def sync_client() -> redis.Redis:

@@ -232,9 +232,9 @@ def test_a_form_that_is_none_gets_a_4xx(as_ada, path, content, type):
     assert response.json()["detail"]
 
 
-def test_a_million_faults_are_told_in_a_few_words(as_ada, model):
+def test_half_a_million_faults_are_told_in_a_few_words(as_ada, model):
     model("/v1/embeddings")
-    for fields in ({"input": [1, "a"] * 500_000}, {"input": [["a"]] * 500_000}):
+    for fields in ({"input": [1, "a"] * 490_000}, {"input": [["a"]] * 490_000}):
         response = as_ada.post("/v1/embeddings", **with_json("/v1/embeddings", **fields))
         assert (response.status_code, len(response.content) < 2000) == (422, True)
     response = as_ada.post("/v1/rerank", json={"model": "model", "query": "q", "documents": [1] * 500_000})
@@ -253,7 +253,7 @@ def test_a_file_over_20_mib_gets_413(as_ada, model, upstream, records):
     assert records(0) == []
 
 
-@pytest.mark.parametrize("path", [*PATHS, "/v1/parse-beta", "/v1/me/keys", "/nowhere"])
+@pytest.mark.parametrize("path", [*PATHS, "/v1/parse-beta", "/v1/me/keys", "/v1/nowhere"])
 def test_an_endless_body_gets_413_while_it_arrives(as_ada, settings, path):
     def endless():
         for _ in range(settings.MAX_BODY_BYTES // 2**20 + 8):

@@ -11,7 +11,7 @@ VENDORED := opengate/static/opengate/vendor
 MODELS_SORRY := The local models could not be installed here; everything else works without them.
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint types imports check image-check migrations-check supply sbom fuzz drill drill-ingestion soak bench bench-ledger bench-search bench-console lock reference vendor messages clean
+.PHONY: help quickstart test lint types imports check image-check migrations-check supply sbom fuzz drill drill-ingestion soak bench bench-capacity bench-ledger bench-search bench-console lock reference vendor messages clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ bench-search: $(VENV)/installed-dev ## search among 100,000 chunks: milliseconds
 
 bench-console: $(VENV)/installed-dev ## every page of the console with a million usage records and ten thousand users (2 GB of disk)
 	$(PYTHON) benchmarks/console.py
+
+bench-capacity: $(VENV)/installed-dev ## what a call costs each part, and what a core, a connection and a byte carry
+	$(PYTHON) benchmarks/capacity.py
 
 bench: $(VENV)/installed-dev ## what a call and a list cost, into benchmarks/results
 	$(PYTHON) benchmarks/chat.py

@@ -256,3 +256,7 @@ class Key(models.Model):
 
     def __str__(self) -> str:
         return f"{self.name} ({self.token})"
+
+    def is_forgotten(self) -> bool:
+        """Whether whoever remembers the key refuses it by its date; what a key is, nobody can guess beforehand."""
+        return self.expires is not None and self.expires <= timezone.now()

@@ -84,8 +84,8 @@ def shell(code: str, environment: dict[str, str], *arguments: str) -> str:
     ).stdout.split()[-1]
 
 
-def wait_for(url: str) -> None:
-    deadline = time.monotonic() + 30
+def wait_for(url: str, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
             urllib.request.urlopen(url, timeout=5).close()

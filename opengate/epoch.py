@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Hashable
 from functools import partial
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import redis
 from django.db import connection, models, transaction
@@ -87,16 +87,36 @@ def bump_on_commit() -> None:
         transaction.on_commit(bump)
 
 
-def _changed(sender: Any, *, update_fields: frozenset[str] | None = None, **kwargs: Any) -> None:
-    if update_fields is None or not update_fields <= {"last_login", "last_used"}:
+def _saved(
+    sender: Any, instance: models.Model, created: bool, update_fields: frozenset[str] | None, **kwargs: Any
+) -> None:
+    if update_fields is not None and update_fields <= {"last_login", "last_used"}:
+        return
+    if not (created and isinstance(instance, Unremembered)):
         bump_on_commit()
+
+
+def _deleted(sender: Any, instance: models.Model, **kwargs: Any) -> None:
+    if not (isinstance(instance, Unremembered) and instance.is_forgotten()):
+        bump_on_commit()
+
+
+@runtime_checkable
+class Unremembered(Protocol):
+    """A row that no process can remember, or remember as missing, before it is made.
+
+    Making one is no news, nor is its deletion once `is_forgotten`. Else each sign-in, which makes a key, would have
+    every process read everything again.
+    """
+
+    def is_forgotten(self) -> bool: ...
 
 
 def watch(*models_: type[models.Model]) -> None:
     """Bump the epoch whenever a row of these models is saved or deleted."""
     for model in models_:
-        post_save.connect(_changed, sender=model, dispatch_uid=f"epoch-save-{model._meta.label}")
-        post_delete.connect(_changed, sender=model, dispatch_uid=f"epoch-delete-{model._meta.label}")
+        post_save.connect(_saved, sender=model, dispatch_uid=f"epoch-save-{model._meta.label}")
+        post_delete.connect(_deleted, sender=model, dispatch_uid=f"epoch-delete-{model._meta.label}")
 
 
 class _Entry(NamedTuple, Generic[T]):

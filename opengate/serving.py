@@ -7,6 +7,7 @@ three ways: it *drains* (the whole service stops), *retires* (a sibling takes ov
 import asyncio
 import faulthandler
 import os
+import resource
 import signal
 import socket
 import time
@@ -29,6 +30,7 @@ MAX_PIPELINED = 32  # requests of one connection that wait for the answer of the
 UNREAD_SECONDS = 5.0  # for the rest of a body whose request is answered, before the connection is closed
 CUT_SECONDS = 5.0  # for a call that is cut to say so and to settle
 FLUSH_SECONDS = 1.0
+MOST_FILES = 65_536
 CLOSE = (b"connection", b"close")
 
 logger = getLogger(__name__)
@@ -64,12 +66,21 @@ ENDINGS = {
 }
 
 
+def raise_file_limit() -> None:
+    """Open as many files as we may: a stream takes two, and the usual soft limit of 1,024 ends at five hundred."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def serve(listener: int, heart: int | None, options: Options) -> None:
     """Serve on the socket of that descriptor until a signal comes.
 
     A byte goes to `heart` each second that the event loop runs; the first says that the process is ready.
     """
     faulthandler.register(signal.SIGUSR2, all_threads=True)  # where it hangs, should it hang
+    raise_file_limit()
     config = uvicorn.Config(
         "opengate.asgi:application",
         loop="uvloop",

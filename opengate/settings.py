@@ -149,6 +149,8 @@ if ENVIRONMENT.database_pool:
         "reconnect_timeout": 1,
         "connection_class": PatientConnection,
     }
+# Behind a pooler that gives connections away after each transaction, a cursor of the server's does not survive.
+_database["DISABLE_SERVER_SIDE_CURSORS"] = True
 DATABASES = {"default": _database}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 

@@ -8,7 +8,7 @@ from django.utils import timezone
 
 from accounts import keys, principals
 from accounts.errors import InvalidKey
-from accounts.models import Key, Organization, Permission, Role, User
+from accounts.models import PLAYGROUND, Key, Organization, Permission, Role, User
 from opengate import epoch
 from opengate import redis as opengate_redis
 
@@ -134,3 +134,18 @@ def test_a_key_whose_secret_is_gone_opens_nothing(owner, settings):
     settings.KEY_SECRETS = [CURRENT]
     with pytest.raises(InvalidKey):
         find(text)
+
+
+def test_a_key_that_is_made_or_has_expired_is_no_news_to_those_who_remember_others(owner, redis_client):
+    _, first = Key.objects.open_playground(owner)
+    assert find(first)
+    before = epoch.known()
+    Key.objects.issue(owner, "laptop")
+    Key.objects.filter(name=PLAYGROUND).update(expires=timezone.now() + PAST)  # as time does, of which nobody is told
+    _, second = Key.objects.open_playground(owner)
+    assert find(second)
+    assert epoch.known() == before
+    Key.objects.open_playground(owner)
+    with pytest.raises(InvalidKey):
+        find(second)
+    assert epoch.known() > before

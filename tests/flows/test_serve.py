@@ -284,3 +284,11 @@ def test_a_second_signal_cuts_and_settles(service, router, role, ada, admin, key
     }
     assert inflight(router) == inflight(embeddings) == 0
     assert "Traceback" not in web.said
+
+
+def test_a_web_process_opens_as_many_files_as_it_may():
+    look = "import resource; from opengate import serving; serving.raise_file_limit();"
+    look += "print(resource.getrlimit(resource.RLIMIT_NOFILE))"
+    command = f"ulimit -Sn 256 && ulimit -Hn 5000 && exec {sys.executable} -c '{look}'"
+    limits = subprocess.check_output(["sh", "-c", command], cwd=ROOT, env=environment(), text=True)
+    assert limits.splitlines()[0] == "(5000, 5000)"

@@ -1,7 +1,10 @@
 """What an upstream says of a model, asked when a provider is made and whenever an operator wants to know."""
 
 import logging
+import os
 from dataclasses import dataclass
+
+import aiohttp
 
 from inference import upstream
 from inference.errors import UpstreamTrouble
@@ -36,6 +39,16 @@ async def discover(provider: models.Provider, router_type: str) -> Discovered:
     except UpstreamTrouble as error:
         reason = f"{error.status}: {error.detail}"[:MAX_REASON]
         logger.warning("Provider %r is not reachable: %s %s", provider.model_name, error.status, error.in_short)
-        raise ProviderUnreachable(provider.model_name, reason) from error
+        raise ProviderUnreachable(provider.model_name, reason, _cause(error)) from error
     is_length = isinstance(length, int) and not isinstance(length, bool) and 0 < length <= MAX_TOKENS
     return Discovered(length if is_length else None, len(rows[0]["embedding"]) if rows else None)
+
+
+def _cause(error: UpstreamTrouble) -> str:
+    """Why nobody was met, for who runs the gateway; the API tells nobody what its network looks like from within."""
+    cause = error.__cause__
+    if not isinstance(cause, aiohttp.ClientConnectorError):
+        return ""
+    if isinstance(cause, aiohttp.ClientConnectorDNSError):
+        return f" (The name {cause.host} is not known.)"
+    return f" ({cause.host}, port {cause.port}: {os.strerror(cause.os_error.errno or 0)}.)"

@@ -7,7 +7,7 @@ class OpengateConfig(AppConfig):
     default = True
 
     def ready(self) -> None:
-        from opengate import checks, heartbeat, sentry, tasks_watched  # noqa: F401  register themselves
+        from opengate import checks, heartbeat, sentry, tasks_watched, worker_start  # noqa: F401  register themselves
 
         sentry.start()
 

@@ -9,7 +9,7 @@ from django.core.files.storage.handler import InvalidStorageError
 from django.db import DatabaseError
 
 from accounts.identity_provider import is_secure
-from opengate import egress, encryption
+from opengate import egress, encryption, environment
 
 LEAST_SECRET_LENGTH = 32
 _GENERATE = 'python -c "import secrets; print(secrets.token_urlsafe(48))"'
@@ -18,6 +18,19 @@ _GENERATE = 'python -c "import secrets; print(secrets.token_urlsafe(48))"'
 @register
 def environment_is_understood(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     return [Error(problem.message, hint=problem.hint, id="opengate.E001") for problem in settings.ENVIRONMENT_PROBLEMS]
+
+
+@register
+def variables_are_known(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    """A name with a typing error would change nothing, and nobody would know."""
+    return [
+        Warning(
+            f"{name} is no variable of OpenGate's.",
+            hint=f"Did you mean {meant}?" if meant else "All of them are in opengate/environment.py.",
+            id="opengate.W008",
+        )
+        for name, meant in environment.unknown()
+    ]
 
 
 @register

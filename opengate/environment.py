@@ -6,9 +6,12 @@ A wrong value does not stop the start: the default is used, and `opengate.checks
 import json
 import os
 import secrets
+from collections.abc import Mapping
+from difflib import get_close_matches
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 
@@ -29,7 +32,16 @@ def _networks(values: list[str]) -> list[str]:
     return values
 
 
+def _address(value: str) -> str:
+    try:
+        _ = urlsplit(value).port
+    except ValueError:
+        raise ValueError("it is no address; in a password, / is written %2F, # is %23, ? is %3F and @ is %40") from None
+    return value
+
+
 Words = Annotated[list[str], BeforeValidator(_split)]
+Address = Annotated[str, AfterValidator(_address)]
 Networks = Annotated[list[str], BeforeValidator(_split), AfterValidator(_networks)]
 
 
@@ -56,7 +68,7 @@ class Environment(BaseModel):
         alias="OPENGATE_ENCRYPTION_SECRETS",
         description="Secrets that encrypt provider keys, the current one first; former ones still decrypt.",
     )
-    database_url: str = Field("", alias="DATABASE_URL", description="Postgres with pgvector.")
+    database_url: Address = Field("", alias="DATABASE_URL", description="Postgres with pgvector.")
     database_pool: int = Field(
         10, alias="OPENGATE_DATABASE_POOL", ge=0, le=1000, description="Connections a process; 0 opens one a use."
     )
@@ -74,7 +86,7 @@ class Environment(BaseModel):
         le=600,
         description="Longest wait of a web process for one answer of Postgres; then its connection is given up.",
     )
-    redis_url: str = Field("", alias="REDIS_URL", description="Redis or Valkey: redis://, rediss:// or unix://.")
+    redis_url: Address = Field("", alias="REDIS_URL", description="Redis or Valkey: redis://, rediss:// or unix://.")
     redis_timeout_seconds: float = Field(
         0.1, alias="OPENGATE_REDIS_TIMEOUT_SECONDS", gt=0, le=10, description="Longest wait for one Redis command."
     )
@@ -442,6 +454,14 @@ class Environment(BaseModel):
         return bool(self.trusted_origins) and all(origin.startswith("https://") for origin in self.trusted_origins)
 
 
+# What their values hold is not repeated: a mistake is no reason to write a password down.
+WITH_SECRETS = frozenset({"DATABASE_URL", "REDIS_URL", "OPENGATE_DOCUMENT_STORAGE", "OPENGATE_SENTRY_DSN"})
+# Read by others: `manage.py quickstart`, compose.yaml, and programs that call the gateway.
+OF_OTHERS = frozenset(
+    {"OPENGATE_HOST", "OPENGATE_PORT", "OPENGATE_BIND", "OPENGATE_IMAGE", "OPENGATE_API_KEY", "OPENGATE_TEST_SERVER"}
+)
+
+
 class Problem(BaseModel):
     """A variable whose value was not understood."""
 
@@ -461,7 +481,7 @@ def read(variables: dict[str, str] | None = None) -> tuple[Environment, list[Pro
         problems = [
             Problem(
                 variable=str(fault["loc"][0]),
-                message=f"{fault['loc'][0]}={given[str(fault['loc'][0])]!r}: {fault['msg']}.",
+                message=f"{_shown(str(fault['loc'][0]), given)}: {fault['msg']}.",
                 hint=f"{names[str(fault['loc'][0])].description} Until then the default is in force.",
             )
             for fault in error.errors()
@@ -469,6 +489,17 @@ def read(variables: dict[str, str] | None = None) -> tuple[Environment, list[Pro
     for problem in problems:
         given.pop(problem.variable, None)
     return _with_files(Environment.model_validate(given)), problems
+
+
+def unknown() -> list[tuple[str, str]]:
+    """Variables that are named as if they were ours, each with the one that it may stand for, or nothing."""
+    known = {field.alias for field in Environment.model_fields.values() if field.alias}
+    found = sorted(name for name in os.environ if name.startswith("OPENGATE_") and name not in known | OF_OTHERS)
+    return [(name, next(iter(get_close_matches(name, known, n=1, cutoff=0.85)), "")) for name in found]
+
+
+def _shown(name: str, given: Mapping[str, Any]) -> str:
+    return name if name in WITH_SECRETS else f"{name}={given[name]!r}"
 
 
 def create_secrets(var: Path) -> Path:

@@ -114,9 +114,18 @@ def message_of(record: logging.LogRecord) -> str:
         message = record.getMessage()
     except (TypeError, ValueError):  # of another's code: its arguments do not fit
         message = str(record.msg)
+    path = getattr(getattr(record, "request", None), "path", "")
+    if record.name == "django.request" and len(path) > 1:
+        message = message.replace(path, _route(record))
     if record.name == "asyncio":
         message = message.partition("\n")[0]  # the others show the task with what it raised
     return redacted(message)
+
+
+def _route(record: logging.LogRecord) -> str:
+    """The pattern of the path: in a path as it came anything may stand."""
+    match = getattr(record, "request").resolver_match  # noqa: B009  # Django puts it there
+    return f"/{match.route}" if match else "(no route)"
 
 
 def exception_of(record: logging.LogRecord) -> str:

@@ -97,7 +97,9 @@ def _is_ours(host: bytes) -> bool:
     domain, _ = split_domain_port(host.decode("latin-1")) if len(host) <= LONGEST_HOST else ("", "")
     is_ours = bool(domain) and validate_host(domain, settings.ALLOWED_HOSTS)
     if not is_ours:
-        logger.warning("Refused a request for the host %r: OPENGATE_ALLOWED_HOSTS does not have it.", host[:100])
+        logger.warning(
+            "Refused a request for the host %r: OPENGATE_ALLOWED_HOSTS does not have it.", host[:100].decode("latin-1")
+        )
     return is_ours
 
 

@@ -127,8 +127,12 @@ TEMPLATES = [
     },
 ]
 
-# Without an address Django starts all the same, so that `manage.py check` can say what is missing.
-DATABASE_URL = ENVIRONMENT.database_url or "postgresql:///opengate"
+# Without an address of a Postgres Django starts all the same, so that `manage.py check` can say what is missing.
+DATABASE_URL = (
+    ENVIRONMENT.database_url
+    if ENVIRONMENT.database_url.startswith(("postgresql://", "postgres://"))
+    else "postgresql:///opengate"
+)
 _database: dict[str, Any] = dict(dj_database_url.parse(DATABASE_URL))
 _database.setdefault("OPTIONS", {})
 _database["OPTIONS"]["connect_timeout"] = 3

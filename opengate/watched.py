@@ -67,9 +67,9 @@ class _Exchange:
         if settings.METRICS:
             http_metrics.count(self.scope["method"], route, self.status, self.scope["headers"], self.headers, seconds)
         if settings.ACCESS_LOG:
-            told: dict[str, Any] = {"method": self.method, "route": route, "status": self.status}
+            told: dict[str, Any] = {"method": self.method, **({"route": route} if route else {}), "status": self.status}
             told |= {"duration_ms": round(seconds * 1000, 1), "bytes": self.length}
-            access.info("%s %s %s", self.method, route, self.status, extra={"fields": told})
+            access.info("%s %s %s", self.method, route or "(no route)", self.status, extra={"fields": told})
         if self.span is not None:
             about = {"http.route": route, "user.id": self.work.user_id and str(self.work.user_id)}
             about = {name: value for name, value in about.items() if value is not None}

@@ -56,13 +56,17 @@ class ProviderExists(Conflict):
 
 
 class ProviderUnreachable(APIError):
-    """The upstream does not answer, or does not know the model; `reason` is its status and its words, or ours."""
+    """The upstream does not answer, or does not know the model; `reason` is its status and its words, or ours.
+
+    `cause` is for the command line alone: it tells what the network looks like from here.
+    """
 
     status = 424
 
-    def __init__(self, model_name: str, reason: str = "") -> None:
+    def __init__(self, model_name: str, reason: str = "", cause: str = "") -> None:
         super().__init__(f"Model provider {model_name} not reachable.")
         self.reason = reason
+        self.cause = cause
         self.extra = {"reason": reason}
 
 

@@ -231,7 +231,9 @@ def _reachable(
     if not silent:
         return document, found
     if not options.adds_only:
-        told = (f"Router {change.router!r}: {error.detail} It says: {error.reason}" for change, error in silent)
+        told = (
+            f"Router {change.router!r}: {error.detail} It says: {error.reason}{error.cause}" for change, error in silent
+        )
         raise Refused("\n".join(told))
     skipped = {(change.router, change.entry.identity): error for change, error in silent}
     routers = tuple(

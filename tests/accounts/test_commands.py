@@ -36,6 +36,11 @@ def test_createadmin_prints_email_password_and_key_a_line_each():
     assert User.objects.get(email="grace@example.org").check_password(lines["password"])
 
 
+def test_createadmin_takes_nothing_that_is_no_email():
+    with pytest.raises(CommandError, match="no e-mail address"):
+        said("createadmin", "grace")
+
+
 def test_createadmin_says_that_the_user_exists():
     said("createadmin", "grace@example.org")
     with pytest.raises(CommandError, match=r"User grace@example\.org already exists\."):

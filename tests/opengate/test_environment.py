@@ -104,3 +104,58 @@ def test_check_is_content_with_a_whole_environment(tmp_path):
     environment.create_secrets(tmp_path)
     said = check(tmp_path, DATABASE_URL="postgresql://u@h/d", REDIS_URL="redis://h/0")
     assert "no issues" in said
+
+
+def test_a_mistake_in_what_holds_a_secret_is_told_without_it(tmp_path):
+    told = {"DATABASE_URL": "postgresql://u:hunter/2#@db/opengate", "REDIS_URL": "redis://:hunter/2@cache/0"}
+    told["OPENGATE_DOCUMENT_STORAGE"] = '{"OPTIONS": {"secret_key": "hunter/2'
+    _, problems = environment.read({"OPENGATE_VAR": str(tmp_path)} | told)
+    assert [problem.variable for problem in problems] == list(told)
+    assert "hunter" not in str(problems)
+
+
+def test_a_variable_that_does_not_exist_is_named_beside_the_one_that_was_meant(monkeypatch):
+    monkeypatch.setenv("OPENGATE_ACCES_LOG", "true")
+    assert ("OPENGATE_ACCES_LOG", "OPENGATE_ACCESS_LOG") in environment.unknown()
+
+
+@pytest.mark.parametrize("command", [("manage.py", "listmodels"), ("-m", "celery", "-A", "opengate", "worker")])
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [("postgresql://u:pass/word@db/x", "DATABASE_URL: Value error, it is no address"), ("mysql://db/x", "unknown sch")],
+)
+def test_a_wrong_address_ends_a_command_and_a_worker_with_a_sentence(command, address, told, tmp_path):
+    result = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=os.environ | {"OPENGATE_VAR": str(tmp_path), "DATABASE_URL": address},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, told in result.stderr, "Traceback" in result.stderr) == (1, True, False), result.stderr
+
+
+def test_a_command_whose_database_is_away_says_so(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "manage.py", "listmodels"],
+        cwd=ROOT,
+        env=os.environ | {"OPENGATE_VAR": str(tmp_path), "DATABASE_URL": "postgresql://u@127.0.0.1:1/x"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, "Traceback" in result.stderr) == (1, False), result.stderr
+    assert "CommandError: The database is away" in result.stderr
+
+
+def test_a_worker_whose_beat_cannot_write_its_schedule_does_not_start():
+    result = subprocess.run(
+        [sys.executable, "-m", "celery", "-A", "opengate", "worker", "--beat", "-s", "/nowhere/schedule"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert "Beat cannot write its schedule /nowhere/schedule" in result.stderr

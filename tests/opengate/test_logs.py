@@ -8,6 +8,7 @@ from contextvars import copy_context
 
 import pytest
 from django.db import IntegrityError, OperationalError
+from django.test import RequestFactory
 
 from opengate import work
 from opengate.logs import Handler, JSONLines, Lines
@@ -91,3 +92,9 @@ def test_a_record_knows_the_request_it_belongs_to():
     written = copy_context().run(said)
     assert (written["request_id"], written["user_id"], written["level"]) == ("0123", 7, "ERROR")
     assert written["time"].endswith("Z")
+
+
+def test_the_path_of_a_refused_request_is_told_by_its_pattern_alone():
+    refused = record("%s: %s", "Not Found", "/my/secret/words")
+    refused.name, refused.request = "django.request", RequestFactory().get("/my/secret/words")
+    assert Lines().format(refused).endswith("django.request: Not Found: (no route)")

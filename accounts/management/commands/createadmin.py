@@ -5,7 +5,9 @@ import secrets
 from argparse import ArgumentParser
 from typing import Any
 
+from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError
+from django.core.validators import validate_email
 from django.db import DataError, IntegrityError, transaction
 
 from accounts.models import Key, Permission, Role, User
@@ -21,8 +23,10 @@ class Command(BaseCommand):
 
     @transaction.atomic
     def handle(self, *args: Any, **options: Any) -> None:
-        if not options["email"].strip():
-            raise CommandError("The e-mail must not be empty.")
+        try:
+            validate_email(options["email"].strip())
+        except ValidationError:
+            raise CommandError("That is no e-mail address; it is the name by which the user signs in.") from None
         role, _ = Role.objects.get_or_create(name=options["role"], defaults={"permissions": Permission.values})
         if Permission.ADMIN not in role.permissions:
             raise CommandError(f"Role {role.name} exists and does not hold the admin permission.")

@@ -80,7 +80,7 @@ class Command(BaseCommand):
         try:
             found = await discovery.discover(provider, provider.router.type)
         except ProviderUnreachable as error:
-            answer["status"], reason = "unreachable", error.reason
+            answer["status"], reason = "unreachable", error.reason + error.cause
         else:
             for name in ("max_context_length", "vector_size"):
                 stored, told = getattr(provider, name), getattr(found, name)

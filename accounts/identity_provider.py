@@ -118,6 +118,11 @@ def is_secure(url: str) -> bool:
     return bool(host) and (parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(host)))
 
 
+def may_name(issuer: str, url: str) -> bool:
+    """Whether an issuer may send us there: one that is far away names no ports of this machine."""
+    return is_secure(url) and (urlsplit(url).scheme == "https" or urlsplit(issuer).scheme == "http")
+
+
 def _is_loopback(host: str) -> bool:
     try:
         return ip_address(host).is_loopback
@@ -355,7 +360,7 @@ def _described(issuer: str) -> _Metadata:
 
     def endpoint(name: str) -> str | None:
         url = content.get(name)
-        if url is not None and not (isinstance(url, str) and is_secure(url)):
+        if url is not None and not (isinstance(url, str) and may_name(issuer, url)):
             raise away(f"has a {name} without https")
         return url
 

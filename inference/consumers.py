@@ -53,6 +53,7 @@ class CallConsumer(AsyncHttpConsumer):
     async def _serve(self, incoming: Incoming) -> None:
         try:
             principal = await self._caller()
+            incoming.known(principal.user_id)
             body = await self._body(incoming)
         except Disconnected:
             return

@@ -14,17 +14,19 @@ from accounts.errors import NotAuthenticated
 from opengate.database import in_thread
 
 
-async def admit(scope: Mapping[str, Any]) -> None:
-    """Raises what the API answers to a caller without a key; it says nothing of what a caller may do besides."""
+async def admit(scope: Mapping[str, Any]) -> int:
+    """The caller's id; raises what the API answers to one without a key. It says nothing of what he may do besides."""
     values = [value for name, value in scope["headers"] if name == b"authorization"]
     if scope["path"].startswith("/v1/"):
-        await authentication.authenticate(values[0].decode("latin-1") if len(values) == 1 else None)
-    elif not await in_thread(_is_signed_in)(scope):
+        return (await authentication.authenticate(values[0].decode("latin-1") if len(values) == 1 else None)).user_id
+    user_id = await in_thread(_signed_in)(scope)
+    if user_id is None:
         raise NotAuthenticated
+    return user_id
 
 
-def _is_signed_in(scope: Mapping[str, Any]) -> bool:
+def _signed_in(scope: Mapping[str, Any]) -> int | None:
     headers = [(name, value) for name, value in scope["headers"] if name == b"cookie"]
     request = ASGIRequest({**scope, "headers": headers}, BytesIO())
     SessionMiddleware(lambda request: HttpResponse()).process_request(request)
-    return bool(auth.get_user(request).is_authenticated)
+    return auth.get_user(request).pk

@@ -5,8 +5,9 @@ values its JSON has, how deep. A body that is small passes them without noticing
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from django.conf import settings
 from pydantic_core import from_json, to_json
@@ -18,11 +19,12 @@ from opengate.request_id import HEADER, new_request_id
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 Application = Callable[[dict[str, Any], Receive, Send], Awaitable[None]]
-# Raises an APIError unless the caller is known, who then may send more than SMALL_BYTES.
-Admission = Callable[[Mapping[str, Any]], Awaitable[None]]
+# Answers who the caller is, who then may send more than SMALL_BYTES; raises an APIError when that is nobody known.
+Admission = Callable[[Mapping[str, Any]], Awaitable[int]]
 
 SMALL_BYTES = 64 * 1024
 SLOWEST_BYTES_A_SECOND = 32 * 1024
+SHARE = 2  # one caller fills half of the room for bodies at most
 # An empty list of two bytes takes a hundred times as much memory, and reading a million of them a second.
 MAX_JSON_VALUES = 1_000_000
 
@@ -37,7 +39,7 @@ class BodyTooSlow(APIError):
 
 
 class TooManyBodies(APIError):
-    """What other callers send fills the room there is for bodies."""
+    """What callers send fills the room there is for bodies, or this one his share of it."""
 
     status = 503
 
@@ -53,11 +55,13 @@ class Incoming:
     """The body of one request on its way in. Whoever made it calls `release` when nothing holds the body any more."""
 
     held = 0  # by this process, of all requests: an event loop is one thread
+    held_by: ClassVar[Counter[int]] = Counter()  # of those whose callers are known
 
     def __init__(self, scope: Mapping[str, Any], receive: Receive) -> None:
         self._receive = receive
         self.announced = _announced(scope)
-        self._started = asyncio.get_running_loop().time()
+        self.caller: int | None = None
+        self._started = self._last = asyncio.get_running_loop().time()
         self._is_complete = False
         self.length = 0
 
@@ -72,22 +76,40 @@ class Incoming:
                 message = await self._receive()
         except TimeoutError:
             raise BodyTooSlow from None
-        part = len(message.get("body", b""))
-        self.length += part
-        Incoming.held += part
+        self._last = asyncio.get_running_loop().time()
+        self._hold(len(message.get("body", b"")))
         if self.length > settings.MAX_BODY_BYTES:
             raise too_large()
-        if self.length > SMALL_BYTES and Incoming.held > settings.MAX_HELD_BODY_BYTES:
+        if self.length > SMALL_BYTES and self._is_full():
             raise TooManyBodies
         self._is_complete = not message.get("more_body")
         return message
 
+    def known(self, caller: int) -> None:
+        """From now on the body counts as this caller's."""
+        self.caller = caller
+        Incoming.held_by[caller] += self.length
+
     def release(self) -> None:
-        Incoming.held -= self.length
-        self.length = 0
+        self._hold(-self.length)
+        if self.caller is not None and not Incoming.held_by[self.caller]:
+            del Incoming.held_by[self.caller]
+
+    def _hold(self, length: int) -> None:
+        self.length += length
+        Incoming.held += length
+        if self.caller is not None:
+            Incoming.held_by[self.caller] += length
+
+    def _is_full(self) -> bool:
+        room = settings.MAX_HELD_BODY_BYTES
+        share = max(room // SHARE, settings.MAX_BODY_BYTES)
+        return Incoming.held > room or (self.caller is not None and Incoming.held_by[self.caller] > share)
 
     def _deadline(self) -> float:
-        return self._started + settings.REQUEST_PATIENCE_SECONDS + self.length / SLOWEST_BYTES_A_SECOND
+        """For the next part. Who was quick so far may not stop for as long as a slow one would have taken."""
+        patience = settings.REQUEST_PATIENCE_SECONDS
+        return min(self._started + self.length / SLOWEST_BYTES_A_SECOND, self._last) + patience
 
 
 async def bounded(
@@ -98,17 +120,13 @@ async def bounded(
     Django reads all of a body before it asks who sends it, so `admit` is asked here, once that gets long.
     """
     incoming = Incoming(scope, receive)
-    is_admitted = False
 
     async def counted() -> Mapping[str, Any]:
-        nonlocal is_admitted
-        if incoming.announced > SMALL_BYTES and not is_admitted:
-            await admit(scope)
-            is_admitted = True
+        if incoming.announced > SMALL_BYTES and incoming.caller is None:
+            incoming.known(await admit(scope))
         message = await incoming.message()
-        if incoming.length > SMALL_BYTES and not is_admitted:
-            await admit(scope)
-            is_admitted = True
+        if incoming.length > SMALL_BYTES and incoming.caller is None:
+            incoming.known(await admit(scope))
         return message
 
     try:

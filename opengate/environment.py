@@ -5,6 +5,7 @@ A wrong value does not stop the start: the default is used, and `opengate.checks
 
 import json
 import os
+import re
 import secrets
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -16,6 +17,10 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 
 BASE_DIR = Path(__file__).resolve().parent.parent
+
+
+# Variables whose values are not repeated, secrets or with one in them: a mistake is no reason to write it down.
+SECRET = re.compile("SECRET|DSN|STORAGE|DATABASE_URL|REDIS_URL")
 
 
 def _split(value: object) -> object:
@@ -454,8 +459,6 @@ class Environment(BaseModel):
         return bool(self.trusted_origins) and all(origin.startswith("https://") for origin in self.trusted_origins)
 
 
-# What their values hold is not repeated: a mistake is no reason to write a password down.
-WITH_SECRETS = frozenset({"DATABASE_URL", "REDIS_URL", "OPENGATE_DOCUMENT_STORAGE", "OPENGATE_SENTRY_DSN"})
 # Read by others: `manage.py quickstart`, compose.yaml, and programs that call the gateway.
 OF_OTHERS = frozenset(
     {"OPENGATE_HOST", "OPENGATE_PORT", "OPENGATE_BIND", "OPENGATE_IMAGE", "OPENGATE_API_KEY", "OPENGATE_TEST_SERVER"}
@@ -499,7 +502,7 @@ def unknown() -> list[tuple[str, str]]:
 
 
 def _shown(name: str, given: Mapping[str, Any]) -> str:
-    return name if name in WITH_SECRETS else f"{name}={given[name]!r}"
+    return name if SECRET.search(name) else f"{name}={given[name]!r}"
 
 
 def create_secrets(var: Path) -> Path:

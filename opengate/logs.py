@@ -25,13 +25,16 @@ from opengate import traces, work
 HIDDEN = "***"
 LEAST_SECRET = 8  # a shorter one would be found in every other word
 MAX_FRAMES = 40
+MAX_MESSAGE = 8 * 1024  # characters; a path that a caller wrote may have more
 _SECRETS = (
     r"\bsk-[\w.-]+",
     r"(?i:\b(?:bearer|basic)\s+)[\w.~+/=-]{8,}",
     r"(?i:\bauthorization|\bcookie)(?:[\"']?\s*[:=]|[\"']\s*,)[^\n]+",
-    r"(?i:\b(?:password|secret|token|api[-_]?key))[\"']?\s*[:=]\s*[^\s,;)}]+",
+    r"(?i:(?:password|secret|token|api[-_]?key))[\"']?\s*+[:=]\s*+(?:\"[^\"\n]*\"|'[^'\n]*'|[^\s,;)}]+)",
     r"(?<=://)[^\s/@\"']+(?=@)",  # name and password of an address
-    r"[\w.%+-]+@[\w-]+(?:\.[\w-]+)+",
+    # From the first letter of a word, or a long one would be read once for each of its letters.
+    r"(?<![\w.%+-])[\w.%+-]++@[\w-]+(?:\.[\w-]+)+",
+    r"(?<![\w.+-])[\w.+-]++%40[\w-]+(?:\.[\w-]+)+",
 )
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # who writes them makes lines that are none of ours
 # What the interpreter and the system say: names and types of ours, no values.
@@ -119,7 +122,8 @@ def message_of(record: logging.LogRecord) -> str:
         message = message.replace(path, _route(record))
     if record.name == "asyncio":
         message = message.partition("\n")[0]  # the others show the task with what it raised
-    return redacted(message)
+    message = redacted(message)
+    return message if len(message) <= MAX_MESSAGE else f"{message[:MAX_MESSAGE]}…"
 
 
 def _route(record: logging.LogRecord) -> str:

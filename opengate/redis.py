@@ -18,7 +18,7 @@ import redis.asyncio
 from django.conf import settings
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError
+from redis.exceptions import ClusterDownError, NoScriptError, ResponseError, TryAgainError
 from redis.retry import Retry
 
 from opengate import metrics
@@ -76,7 +76,17 @@ metrics.watch(
     "1 while a process refuses to ask Redis, which did not answer it.",
     lambda: breaker.failures >= FAILURES_TO_OPEN,
 )
-_FAULTS = (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError, redis.OutOfMemoryError, OSError)
+_FAULTS = (
+    redis.ConnectionError,
+    redis.TimeoutError,
+    redis.ReadOnlyError,
+    redis.OutOfMemoryError,
+    ClusterDownError,  # a primary that is away, too
+    TryAgainError,
+    OSError,
+)
+# What it says, in place of an answer, when its disk is full, its replicas are away, or a script does not end.
+_UNABLE = ("MISCONF ", "NOREPLICAS ", "BUSY ")
 
 
 class _Line:
@@ -166,7 +176,7 @@ async def trip(*commands: Command) -> list[Any]:
         raise RedisAway
     answers = await _line().send(commands)
     for answer in answers:
-        if isinstance(answer, _FAULTS):
+        if isinstance(answer, _FAULTS) or (isinstance(answer, ResponseError) and str(answer).startswith(_UNABLE)):
             raise RedisAway from answer
         if isinstance(answer, Exception):
             raise answer

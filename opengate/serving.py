@@ -10,9 +10,10 @@ import os
 import resource
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from logging import getLogger
@@ -31,6 +32,7 @@ UNREAD_SECONDS = 5.0  # for the rest of a body whose request is answered, before
 CUT_SECONDS = 5.0  # for a call that is cut to say so and to settle
 FLUSH_SECONDS = 1.0
 MOST_FILES = 65_536
+LEAST_CONNECTIONS = 16
 CLOSE = (b"connection", b"close")
 
 logger = getLogger(__name__)
@@ -71,7 +73,8 @@ def raise_file_limit() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        with suppress(ValueError, OSError):  # some systems take no such limit
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def serve(listener: int, heart: int | None, options: Options) -> None:
@@ -229,6 +232,7 @@ class Protocol(HttpToolsProtocol):
     long the rest of a body may come that nobody reads any more."""
 
     max_header_bytes: int
+    max_connections: int
 
     _in_head = False
     _head_bytes = 0  # of what the parser has told us
@@ -239,6 +243,9 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if len(self.connections) > self.max_connections:
+            self._refuse_connection()
+            return
         # A connection that says nothing is an unused one.
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
@@ -326,6 +333,11 @@ class Protocol(HttpToolsProtocol):
         self.transport.write(STATUS_LINE[431] + head + body)
         self.transport.close()
 
+    def _refuse_connection(self) -> None:
+        """As many are open as there may be."""
+        self.transport.write(STATUS_LINE[503] + b"content-length: 0\r\nretry-after: 2\r\nconnection: close\r\n\r\n")
+        self.transport.close()
+
     def _count(self, length: int) -> None:
         self._head_bytes += length
         if self._head_bytes > self.max_header_bytes:
@@ -343,4 +355,11 @@ class Protocol(HttpToolsProtocol):
 
 
 def _protocol(max_header_bytes: int) -> type[Protocol]:
-    return type("BoundedProtocol", (Protocol,), {"max_header_bytes": max_header_bytes})
+    bounds = {"max_header_bytes": max_header_bytes, "max_connections": most_connections()}
+    return type("BoundedProtocol", (Protocol,), bounds)
+
+
+def most_connections() -> int:
+    """Half of the files that we may open: each call may need another one, for its provider."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else max(soft // 2, LEAST_CONNECTIONS)

@@ -38,6 +38,7 @@ class Reply:
     wait: float = 0.0
     gap: float = 0.002
     then: Literal["end", "cut", "stall"] = "end"
+    head_gap: float = 0.0  # seconds from byte to byte of the headers
 
 
 def completion(content: str = "Hello there.", **fields: Any) -> dict[str, Any]:
@@ -215,7 +216,10 @@ class Upstream:
         await asyncio.sleep(reply.wait)
         extra = "".join(f"{name}: {value}\r\n" for name, value in reply.headers.items())
         head = f"HTTP/1.1 {reply.status} X\r\nContent-Type: {reply.content_type}\r\n{extra}"
-        writer.write(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
+        whole = f"{head}Transfer-Encoding: chunked\r\n\r\n".encode()
+        for part in (whole[at : at + 1] for at in range(len(whole))) if reply.head_gap else (whole,):
+            writer.write(part)
+            await asyncio.sleep(reply.head_gap)
         for data in reply.chunks:
             if data:
                 writer.write(b"%x\r\n%s\r\n" % (len(data), data))

@@ -8,7 +8,7 @@ A process has so many calls at a provider at most (UPSTREAM_MAX_CALLS): a slow o
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -18,6 +18,7 @@ from django.conf import settings
 from pydantic_core import from_json
 
 from inference.errors import AddressNotAllowed, ProviderFull, UnreadableAnswer, UpstreamFailed, UpstreamRefused
+from inference.upstream.names import Names
 from opengate import egress, traces
 from routing.snapshot import Provider
 
@@ -46,7 +47,7 @@ def _client() -> _Client:
     client = _clients.get(loop)
     if client is None or client.session.closed:
         session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, socket_factory=egress.open_socket),
+            connector=aiohttp.TCPConnector(limit=0, resolver=Names(), socket_factory=egress.open_socket),
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=("User-Agent",),
             trust_env=False,
@@ -119,16 +120,20 @@ async def _request(
         calls = client.calls[provider.id] = asyncio.Semaphore(settings.UPSTREAM_MAX_CALLS)
     await _enter(calls, _connect_timeout(provider))
     try:
-        async with client.session.request(
+        request = client.session.request(
             "GET" if body is None else "POST",
             provider.url + path,
             data=body() if callable(body) else body,
             headers=headers,
             timeout=timeout,
             allow_redirects=False,
-        ) as response:
-            if response.status != 200:
-                raise await _refusal(provider, response)
+        )
+        async with AsyncExitStack() as stack:
+            # The headers of a stream come a byte at a time, or in time.
+            async with asyncio.timeout(provider.timeout if timeout.total is None else None):
+                response = await stack.enter_async_context(request)
+                if response.status != 200:
+                    raise await _refusal(provider, response)
             yield response
     except aiohttp.ClientConnectorError as error:
         if isinstance(error.os_error, egress.AddressRefused):

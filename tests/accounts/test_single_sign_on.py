@@ -652,3 +652,10 @@ def test_a_check_says_what_is_missing(settings, changes, words):
 def test_a_value_that_makes_no_sense_is_said_to_be_so(name, value):
     _, (problem, *_) = environment.read({name: value})
     assert problem.variable == name
+
+
+def test_an_issuer_far_away_sends_us_to_no_port_of_this_machine():
+    assert identity_provider.may_name("https://id.example.org", "https://keys.example.org/jwks")
+    assert identity_provider.may_name("http://127.0.0.1:8080", "http://127.0.0.1:8080/jwks")
+    for url in ("http://127.0.0.1:6379/", "http://localhost/", "http://keys.example.org/", "file:///etc/passwd", ""):
+        assert not identity_provider.may_name("https://id.example.org", url)

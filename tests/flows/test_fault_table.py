@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import httpx
@@ -195,12 +196,47 @@ def full(redis_client: Any) -> Iterator[None]:
         redis_client.config_set("maxmemory", "0")
 
 
+@contextmanager
+def without_disk(redis_client: Any) -> Iterator[None]:
+    """A folder stands where it saves its data."""
+    where = redis_client.config_get("dir")["dir"], redis_client.config_get("dbfilename")["dbfilename"]
+    place = Path(*where)
+    place.unlink(missing_ok=True)
+    (place / "full").mkdir(parents=True)
+    redis_client.config_set("save", "3600 1")
+    save(redis_client, "err")
+    try:
+        yield
+    finally:
+        rmtree(place)
+        save(redis_client, "ok")
+        redis_client.config_set("save", "")
+
+
+def save(redis_client: Any, outcome: str) -> None:
+    redis_client.bgsave()
+    deadline = time.monotonic() + 10
+    while (found := redis_client.info("persistence"))["rdb_bgsave_in_progress"] or (
+        found["rdb_last_bgsave_status"] != outcome
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 LIE = Reply([b"<html>Welcome!</html>"])
 ELSEWHERE = Reply([b""], status=302, headers={"Location": "http://127.0.0.1:9/"})
 SILENT = Reply([], wait=60)
 CUT = Reply(story()[:2], content_type=EVENTS, then="cut")
 STALLED = Reply(story()[:2], content_type=EVENTS, then="stall")
-PROVIDER_FAULTS = {"lying": LIE, "sends elsewhere": ELSEWHERE, "slow": SILENT, "falls silent": STALLED, "cuts off": CUT}
+TRICKLE = Reply(story(), content_type=EVENTS, head_gap=0.5)
+PROVIDER_FAULTS = {
+    "trickles": TRICKLE,
+    "lying": LIE,
+    "sends elsewhere": ELSEWHERE,
+    "slow": SILENT,
+    "falls silent": STALLED,
+    "cuts off": CUT,
+}
 
 
 @contextmanager
@@ -245,6 +281,8 @@ def happens(cables, redis_client, upstream) -> Callable[[str, str], AbstractCont
                 return replica(redis_client)
             case "Redis", "full":
                 return full(redis_client)
+            case "Redis", "has no disk":
+                return without_disk(redis_client)
             case _, _ if dependency.startswith("Redis"):
                 return broken(cables.redis, fault)
             case (("the only provider" | "one provider of two"), _):

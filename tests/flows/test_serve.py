@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
 from urllib.parse import quote
@@ -292,3 +294,25 @@ def test_a_web_process_opens_as_many_files_as_it_may():
     command = f"ulimit -Sn 256 && ulimit -Hn 5000 && exec {sys.executable} -c '{look}'"
     limits = subprocess.check_output(["sh", "-c", command], cwd=ROOT, env=environment(), text=True)
     assert limits.splitlines()[0] == "(5000, 5000)"
+
+
+class Narrow(Server):
+    """A web process that may have 160 descriptors."""
+
+    def spawn(self, variables: dict[str, str]) -> subprocess.Popen[bytes]:
+        process = super().spawn(variables)
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (160, 160))
+        return process
+
+
+def test_connections_leave_descriptors_for_the_calls(router, ada, key_of, chat, redis_client):
+    server = Narrow("uvicorn").start()
+    try:
+        with server.client(key_of(ada)) as client, ExitStack() as stack:
+            assert client.get("/health").status_code == 200
+            where = ("127.0.0.1", server.port)
+            idle = [stack.enter_context(socket.create_connection(where, 10)) for _ in range(200)]
+            assert idle[-1].recv(100).startswith(b"HTTP/1.1 503 ")
+            assert chat(client).status_code == client.get("/health/ready").status_code == 200
+    finally:
+        server.stop()

@@ -1,11 +1,16 @@
 """Where providers may be: what is refused when an address is given, and what when it is connected to."""
 
+import asyncio
+import socket
 from ipaddress import ip_address
+from threading import Event
+from typing import Any
 
 import pytest
 
 from inference.errors import AddressNotAllowed, UpstreamFailed
 from inference.upstream import http
+from inference.upstream.names import Names
 from opengate import egress
 from routing.models import Provider
 from routing.snapshot import provider_of
@@ -125,3 +130,23 @@ def test_a_stored_address_where_no_provider_may_be_is_not_called(as_ada, router,
     response = chat(as_ada)
     assert response.status_code == 503
     assert response.json()["detail"] == "The model's address is not one that providers may have."
+
+
+def test_a_name_whose_dns_is_silent_holds_up_no_other(redis_client, monkeypatch):
+    silent, look_up = Event(), socket.getaddrinfo
+
+    def slow(host: str, *args: Any, **how: Any) -> Any:
+        if host.startswith("silent"):
+            silent.wait(30)
+        return look_up("127.0.0.1", *args, **how)
+
+    async def answers() -> int:
+        names = Names()
+        waiting = [asyncio.create_task(names.resolve(f"silent{number}.example", 80)) for number in range(20)]
+        found = await asyncio.wait_for(names.resolve("other.example", 80), 5)
+        silent.set()
+        await asyncio.gather(*waiting)
+        return len(found)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    assert asyncio.run(answers())

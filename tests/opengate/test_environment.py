@@ -42,6 +42,16 @@ def test_a_wrong_value_is_a_problem_with_a_hint_and_the_default_holds(name, valu
     assert problem.hint.endswith("Until then the default is in force.")
 
 
+def test_a_wrong_value_with_a_secret_in_it_is_not_shown():
+    wrong = {
+        "OPENGATE_DOCUMENT_STORAGE": '{"OPTIONS": {"secret_key": "zebra"}',
+        "OPENGATE_SENTRY_DSN": "https://zebra@x",
+    }
+    _, problems = environment.read(wrong)
+    assert len(problems) == 2
+    assert "zebra" not in str(problems)
+
+
 def test_secrets_are_made_once_and_read_by_their_owner_alone(tmp_path):
     path = environment.create_secrets(tmp_path / "var")
     made = path.read_text()

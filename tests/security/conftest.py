@@ -19,7 +19,7 @@ def _target(
     target = Target(
         OPENGATE_MAX_BODY_BYTES=str(MAX_BODY),
         OPENGATE_MAX_HELD_BODY_BYTES=str(3 * MAX_BODY),
-        OPENGATE_REQUEST_PATIENCE_SECONDS="1",
+        OPENGATE_REQUEST_PATIENCE_SECONDS="2",
         OPENGATE_LOGIN_FAILURES="4",
     )
     with open(tmp_path_factory.mktemp("security") / "log", "wb") as target.log, django_db_blocker.unblock():

@@ -22,6 +22,7 @@ Application = Callable[[dict[str, Any], Receive, Send], Awaitable[None]]
 # Answers who the caller is, who then may send more than SMALL_BYTES; raises an APIError when that is nobody known.
 Admission = Callable[[Mapping[str, Any]], Awaitable[int]]
 
+INCOMING = "opengate.incoming"  # in the scope of a request: its body, for who has read it and goes on without it
 SMALL_BYTES = 64 * 1024
 SLOWEST_BYTES_A_SECOND = 32 * 1024
 SHARE = 2  # one caller fills half of the room for bodies at most
@@ -132,7 +133,7 @@ async def bounded(
     try:
         if incoming.announced > settings.MAX_BODY_BYTES:
             raise too_large()
-        await application(scope, counted, send)
+        await application({**scope, INCOMING: incoming}, counted, send)
     except APIError as error:  # nothing was answered yet: the body comes before the answer
         await refuse(error, send)
     finally:

@@ -21,7 +21,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from opengate.bodies import json_of
+from opengate.bodies import INCOMING, json_of
 from opengate.database import in_thread
 from opengate.errors import APIError, BodyTooLarge, DatabaseAway, InvalidBody
 from opengate.fields import NO_INTEGER
@@ -117,6 +117,8 @@ class WaitingView(RowView):
         async def answer(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
             response: HttpResponseBase = await in_thread(view, _views)(request, *args, **kwargs)
             if isinstance(response, Unfinished):
+                if body := getattr(request, "scope", {}).get(INCOMING):
+                    body.release()  # it is stored, and takes no room from others while its caller waits
                 await response.finish(request)
             return response
 

@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -23,7 +24,11 @@ from tests.server import Server
 @pytest.fixture(scope="module")
 def _hasty(django_db_setup, django_db_blocker) -> Iterator[Server]:
     with django_db_blocker.unblock():
-        server = Server(OPENGATE_UPLOAD_PATIENCE_SECONDS="0.3", OPENGATE_UPLOAD_WAIT_SECONDS="3").start()
+        server = Server(
+            OPENGATE_UPLOAD_PATIENCE_SECONDS="0.3",
+            OPENGATE_UPLOAD_WAIT_SECONDS="3",
+            OPENGATE_MAX_HELD_BODY_BYTES="1048576",
+        ).start()
     yield server
     server.stop()
 
@@ -118,3 +123,12 @@ def test_an_upload_that_is_deleted_meanwhile_is_not_found(hasty, collection):
     response = post(hasty, collection, b"The canteen opens at noon.", "notes.txt")
     thread.join()
     assert (response.status_code, response.json()["detail"]) == (404, "Document not found.")
+
+
+def test_an_upload_that_waits_takes_no_room_from_the_next(hasty, collection):
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(post, hasty, collection, b"a" * 900_000, "first.txt")
+        while not Document.objects.exists():
+            time.sleep(0.01)
+        assert post(hasty, collection, b"b" * 900_000, "second.txt").status_code == 202
+        assert waiting.result().status_code == 202

@@ -41,7 +41,7 @@ image-check: $(VENV)/installed-dev ## the Dockerfile's steps run for real, and w
 migrations-check: $(VENV)/installed-dev ## no migration after the first release stops a system that runs
 	$(PYTHON) -m pytest -q tests/opengate/test_migrations.py
 
-supply: $(VENV)/installed-dev ## everything installed is locked, hashed, and under a licence that we may use
+supply: $(VENV)/installed-dev $(VENV)/installed-models ## everything installed is locked, hashed, and under a licence that we may use
 	$(PYTHON) -m deploy.supply
 
 sbom: $(VENV)/installed-dev ## CycloneDX bill of materials of what runs, into var/sbom.cdx.json

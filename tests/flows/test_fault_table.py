@@ -66,7 +66,7 @@ class Cables:
 
 
 @pytest.fixture(scope="module")
-def cables(django_db_setup, django_db_blocker) -> Iterator[Cables]:
+def cables(django_db_setup, django_db_blocker, _upstream) -> Iterator[Cables]:
     with tempfile.TemporaryDirectory(prefix="og-") as name, django_db_blocker.unblock():
         folder = Path(name)
         postgres = Proxy(folder / ".s.PGSQL.5432", f"{connection.settings_dict['HOST']}/.s.PGSQL.5432")
@@ -80,6 +80,12 @@ def cables(django_db_setup, django_db_blocker) -> Iterator[Cables]:
                 OPENGATE_DATABASE_TIMEOUT_SECONDS="0.5",
                 OPENGATE_DATABASE_PATIENCE_SECONDS="2",
                 OPENGATE_LIMITS_FAIL_OPEN=str(is_open),
+                OPENGATE_OIDC_ISSUER=f"{_upstream.url}issuer",
+                OPENGATE_OIDC_CLIENT_ID="opengate",
+                OPENGATE_OIDC_TIMEOUT_SECONDS="1",
+                OPENGATE_TRACES="true",
+                OTEL_EXPORTER_OTLP_ENDPOINT=f"{_upstream.url}collector",
+                OTEL_BSP_SCHEDULE_DELAY="100",
             ).start()
         yield made
         for server in made.servers.values():
@@ -136,6 +142,8 @@ def ask(cables, redis_client, router, role, ada, ben, admin, key_of, upstream) -
                     return of(row, "").post("/v1/auth/login", json=login)
                 case "a page of the console":
                     return of(row, "").get("/admin/routing/router/")
+                case "a sign-in by it":
+                    return of(row, "").get("/auth/oidc/login")
                 case "the liveness probe":
                     return of(row, "").get("/health")
                 case "the readiness probe":
@@ -223,6 +231,7 @@ def save(redis_client: Any, outcome: str) -> None:
         time.sleep(0.02)
 
 
+NOTHING = Reply([], then="cut")
 LIE = Reply([b"<html>Welcome!</html>"])
 ELSEWHERE = Reply([b""], status=302, headers={"Location": "http://127.0.0.1:9/"})
 SILENT = Reply([], wait=60)
@@ -251,6 +260,13 @@ def spoiled(upstream: Upstream, fault: str, *, has_another: bool) -> Iterator[No
     if fault != "dead":
         for path in ("/bad/v1/chat/completions", "/bad/v1/embeddings"):
             upstream.route(path, lambda request: PROVIDER_FAULTS[fault])
+    yield
+
+
+@contextmanager
+def away(upstream: Upstream, path: str, fault: str) -> Iterator[None]:
+    """What we ask at that path does wrong."""
+    upstream.route(path, lambda request: {"dead": NOTHING, "slow": SILENT, "lying": LIE}[fault])
     yield
 
 
@@ -287,6 +303,10 @@ def happens(cables, redis_client, upstream) -> Callable[[str, str], AbstractCont
                 return broken(cables.redis, fault)
             case (("the only provider" | "one provider of two"), _):
                 return spoiled(upstream, fault, has_another=dependency == "one provider of two")
+            case "the identity provider", _:
+                return away(upstream, "/issuer/.well-known/openid-configuration", fault)
+            case "the collector of traces", _:
+                return away(upstream, "/collector/v1/traces", fault)
             case "the documents' storage", "dead":
                 return without_storage()
             case "the worker", "dead":

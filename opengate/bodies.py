@@ -130,10 +130,15 @@ async def bounded(
             incoming.known(await admit(scope))
         return message
 
+    async def freed(message: Mapping[str, Any]) -> None:
+        if message["type"] == "http.response.body" and not message.get("more_body"):
+            incoming.release()  # Django ends a little later, and the caller may have sent the next one by then
+        await send(message)
+
     try:
         if incoming.announced > settings.MAX_BODY_BYTES:
             raise too_large()
-        await application({**scope, INCOMING: incoming}, counted, send)
+        await application({**scope, INCOMING: incoming}, counted, freed)
     except APIError as error:  # nothing was answered yet: the body comes before the answer
         await refuse(error, send)
     finally:

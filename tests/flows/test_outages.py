@@ -70,8 +70,8 @@ def over_postgres(folder: Path) -> dict[str, str]:
 def test_without_redis_calls_go_on_unlimited_and_are_counted_later(
     serve, folder, redis_cable, router, ada, key_of, chat, records, inflight, how
 ):
-    server = serve(**over_redis(folder))
     Limit.objects.filter(type="rpm").update(value=1)
+    server = serve(**over_redis(folder))
     with server.client(key_of(ada)) as client:
         assert [chat(client).status_code for _ in range(2)] == [200, 429]
         getattr(redis_cable, how)()

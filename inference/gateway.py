@@ -17,7 +17,7 @@ from inference.upstream import answers
 from opengate import epoch
 from opengate import redis as opengate_redis
 from opengate.errors import APIError
-from routing import snapshot
+from routing import places, snapshot
 from routing.errors import ProvidersAway
 from routing.models import CHAT_TYPES, ModelType
 from routing.snapshot import require_type
@@ -236,6 +236,7 @@ async def wind_down() -> None:
     await accounting.all_settled(SETTLE_SECONDS)
     await budgets.all_released(SETTLE_SECONDS)
     await spool.flush(SETTLE_SECONDS)
+    places.still()
     await upstream.close()
     await opengate_redis.close()
 

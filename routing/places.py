@@ -417,6 +417,13 @@ class _Heart:
 _hearts: WeakKeyDictionary[asyncio.AbstractEventLoop, _Heart] = WeakKeyDictionary()
 
 
+def still() -> None:
+    """Before the event loop ends: its heart knows it, and without this it would never be forgotten."""
+    heart = _hearts.pop(asyncio.get_running_loop(), None)
+    if heart is not None:
+        heart.task.cancel()
+
+
 def _heart() -> _Heart:
     loop = asyncio.get_running_loop()
     heart = _hearts.get(loop)

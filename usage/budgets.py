@@ -341,9 +341,12 @@ def _in_background(work: Coroutine[Any, Any, None]) -> None:
 
 
 async def all_released(timeout_seconds: float) -> None:
-    """Before the process ends: wait for reservations that nobody wants any more."""
-    if tasks := _heart().tasks:
-        await asyncio.wait(tasks, timeout=timeout_seconds)
+    """Before the event loop ends: wait for reservations that nobody wants any more, and keep none alive from here."""
+    heart = _hearts.pop(asyncio.get_running_loop(), None)
+    if heart is not None:
+        if heart.tasks:
+            await asyncio.wait(heart.tasks, timeout=timeout_seconds)
+        heart.task.cancel()  # it knows its loop, which would never be forgotten
 
 
 class _Heart:

@@ -66,8 +66,10 @@ async def backlog() -> Backlog:
 
 
 async def flush(timeout_seconds: float) -> None:
-    """Before the process ends: send what waits. What cannot be sent is lost, and the log says how much."""
-    queue = _queue()
+    """Before the event loop ends: send what waits. What cannot be sent is lost, and the log says how much."""
+    queue = _queues.pop(asyncio.get_running_loop(), None)
+    if queue is None:
+        return
     try:
         async with asyncio.timeout(timeout_seconds):
             while not await queue.send_all():

@@ -1,5 +1,7 @@
 """The way of a document: every one ends, ready or with a sentence."""
 
+import asyncio
+import gc
 import itertools
 import json
 import threading
@@ -366,3 +368,15 @@ def test_of_a_chunk_with_more_words_than_can_be_kept_the_first_are_found(collect
     lexemes = Lexemes.objects.get()
     assert 0 < lexemes.length < 30_000
     assert content.split()[0] in lexemes.lexemes
+
+
+def test_the_event_loop_of_a_document_is_forgotten_with_it(add):
+    def loops() -> int:
+        gc.collect()
+        return sum(issubclass(type(one), asyncio.BaseEventLoop) for one in gc.get_objects())
+
+    add("The first one.")
+    before = loops()
+    for number in range(3):
+        add(f"Number {number}.")
+    assert loops() == before

@@ -420,7 +420,7 @@ def main() -> int:
         deadline = time.monotonic() + SETTLE_SECONDS
         while any((left := left_behind()).values()) and time.monotonic() < deadline:
             time.sleep(1)
-        time.sleep(20)  # idle connections to providers and callers are closed
+        time.sleep(35)  # idle connections to providers and callers are closed
         after = {name: found for name, pid in made.processes().items() if (found := figures(pid))}
         audit = subprocess.run(
             [sys.executable, "manage.py", "audit_ledger", "--json"], cwd=ROOT, capture_output=True, text=True

@@ -236,7 +236,7 @@ async def wind_down() -> None:
     await accounting.all_settled(SETTLE_SECONDS)
     await budgets.all_released(SETTLE_SECONDS)
     await spool.flush(SETTLE_SECONDS)
-    places.still()
+    await places.all_left(SETTLE_SECONDS)
     await upstream.close()
     await opengate_redis.close()
 

@@ -417,11 +417,13 @@ class _Heart:
 _hearts: WeakKeyDictionary[asyncio.AbstractEventLoop, _Heart] = WeakKeyDictionary()
 
 
-def still() -> None:
-    """Before the event loop ends: its heart knows it, and without this it would never be forgotten."""
+async def all_left(timeout_seconds: float) -> None:
+    """Before the event loop ends: wait for those who leave a line, and keep no place from here."""
     heart = _hearts.pop(asyncio.get_running_loop(), None)
     if heart is not None:
-        heart.task.cancel()
+        if heart.tasks:
+            await asyncio.wait(heart.tasks, timeout=timeout_seconds)
+        heart.task.cancel()  # it knows its loop, which would never be forgotten
 
 
 def _heart() -> _Heart:

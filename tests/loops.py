@@ -5,6 +5,7 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from opengate import redis as opengate_redis
+from routing import places
 
 T = TypeVar("T")
 
@@ -16,6 +17,7 @@ def in_loop(coroutine: Coroutine[Any, Any, T]) -> T:
         try:
             return await coroutine
         finally:
+            await places.all_left(5)
             await opengate_redis.close()
 
     return asyncio.run(run())

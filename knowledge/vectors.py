@@ -5,7 +5,6 @@ from typing import Any
 
 from django.db import connection
 from pgvector import HalfVector
-from pgvector.psycopg import register_vector
 
 from knowledge.errors import ModelAnswersOtherSize, NoEmbeddingModel
 from knowledge.models import Collection, Space
@@ -33,11 +32,9 @@ def take_dimensions(space: Space, found: set[int]) -> None:
 
 def copy_vectors(table: str, types: str, rows: Iterable[tuple[Any, ...]]) -> None:
     """Binary COPY of rows that end with a vector; `table` names the columns, `types` all but the last."""
-    connection.ensure_connection()
-    raw = connection.connection
-    if raw.adapters.types.get("halfvec") is None:
-        register_vector(raw)
     with connection.cursor() as cursor, cursor.copy(f"COPY {table} FROM STDIN WITH (FORMAT BINARY)") as copy:
-        copy.set_types([*types.split(), "halfvec"])
+        # As bytes, which this COPY passes as they are: pgvector's own types would have to be registered at each
+        # connection, and each time leave classes behind that are never forgotten.
+        copy.set_types([*types.split(), "bytea"])
         for *values, vector in rows:
-            copy.write_row((*values, HalfVector(vector)))
+            copy.write_row((*values, HalfVector(vector).to_binary()))

@@ -5,10 +5,12 @@ import gc
 import itertools
 import json
 import threading
+from collections import Counter
 from datetime import timedelta
 
 import pytest
 from django.core.files.base import ContentFile
+from django.db import connection
 from django.utils import timezone
 
 from accounts.models import User
@@ -370,13 +372,16 @@ def test_of_a_chunk_with_more_words_than_can_be_kept_the_first_are_found(collect
     assert content.split()[0] in lexemes.lexemes
 
 
-def test_the_event_loop_of_a_document_is_forgotten_with_it(add):
-    def loops() -> int:
+def test_a_document_leaves_neither_an_event_loop_nor_classes_in_the_memory_of_its_worker(add):
+    def kept() -> Counter[str]:
         gc.collect()
-        return sum(issubclass(type(one), asyncio.BaseEventLoop) for one in gc.get_objects())
+        everything = gc.get_objects()
+        loops = sum(issubclass(type(one), asyncio.BaseEventLoop) for one in everything)
+        return Counter(loops=loops, classes=sum(issubclass(type(one), type) for one in everything))
 
     add("The first one.")
-    before = loops()
+    before = kept()
     for number in range(3):
+        connection.close()  # as after each task
         add(f"Number {number}.")
-    assert loops() == before
+    assert kept() == before

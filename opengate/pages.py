@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from asgiref.sync import iscoroutinefunction
+from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.utils import translation
@@ -20,7 +21,12 @@ def refusal(request: HttpRequest, status: int, headers: Mapping[str, str] | None
     """A page that says why there is none, in the language of the person; it asks the database nothing."""
     is_playground = request.path.startswith((PLAYGROUND, SIGN_IN))
     language = translation.get_language_from_request(request) if is_playground else "en"
-    context = {"status": status, "home": PLAYGROUND if is_playground else CONSOLE, "id": getattr(request, "id", "")}
+    context = {
+        "status": status,
+        "home": PLAYGROUND if is_playground else CONSOLE,
+        "id": getattr(request, "id", ""),
+        "app_title": settings.APP_TITLE,
+    }
     with translation.override(language):
         response = render(request, "console/refused.html", context, status=status)
     for name, value in (headers or {}).items():

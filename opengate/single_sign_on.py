@@ -181,7 +181,8 @@ def signed_out(request: HttpRequest, back: str) -> HttpResponse | None:
     if url is None:
         return None
     logout(request)
-    response = render(request, "single_sign_on/signed_out.html", {"url": url, "back": back, "name": provider_name()})
+    context = {"url": url, "back": back, "name": provider_name(), "app_title": settings.APP_TITLE}
+    response = render(request, "single_sign_on/signed_out.html", context)
     add_never_cache_headers(response)
     return response
 

@@ -5,21 +5,19 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.listener import Listener
 
-class Proxy:
+
+class Proxy(Listener):
     """Listens on a unix socket and passes bytes on to another, until told otherwise."""
 
     def __init__(self, listen: Path, target: str) -> None:
-        self._target = target
+        self._listen_at, self._target = listen, target
         self._writers: set[asyncio.StreamWriter] = set()
         self._is_cut = False
-        self._loop = asyncio.new_event_loop()
         self._flowing = asyncio.Event()
         self._flowing.set()
-        started = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(listen, started), daemon=True)
-        self._thread.start()
-        started.wait(5)
+        super().__init__()
 
     def cut(self) -> None:
         """Close all connections, and each new one at once."""
@@ -35,8 +33,7 @@ class Proxy:
 
     def close(self) -> None:
         self._do(self._cut)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(5)
+        super().close()
 
     def _do(self, what: Callable[[], object]) -> None:
         done = threading.Event()
@@ -48,16 +45,8 @@ class Proxy:
         for writer in self._writers:
             writer.transport.abort()
 
-    def _run(self, listen: Path, started: threading.Event) -> None:
-        asyncio.set_event_loop(self._loop)
-        server = self._loop.run_until_complete(asyncio.start_unix_server(self._serve, str(listen)))
-        started.set()
-        self._loop.run_forever()
-        server.close()
-        for task in asyncio.all_tasks(self._loop):
-            task.cancel()
-        self._loop.run_until_complete(asyncio.sleep(0.01))
-        self._loop.close()
+    async def _listen(self) -> asyncio.Server:
+        return await asyncio.start_unix_server(self._serve, str(self._listen_at))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._is_cut:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from tests.listener import Listener
+
 JSON = "application/json"
 EVENTS = "text/event-stream"
 
@@ -92,7 +94,7 @@ def story(*, usage: bool = True, done: bool = True) -> list[bytes]:
     return events
 
 
-class Upstream:
+class Upstream(Listener):
     """Answers what `route` says of the path, else what `reply` lined up, in order; with nothing left, an ordinary
     completion or stream."""
 
@@ -102,11 +104,7 @@ class Upstream:
         self._open: set[int] = set()
         self._replies: deque[Reply] = deque()
         self._routes: dict[str, Callable[[Received], Reply]] = {}
-        self._loop = asyncio.new_event_loop()
-        started = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(started,), daemon=True)
-        self._thread.start()
-        started.wait(5)
+        super().__init__()
 
     @property
     def url(self) -> str:
@@ -142,21 +140,10 @@ class Upstream:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         self._replies.append(Reply([data], content_type=content_type or JSON, **how))
 
-    def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(5)
-
-    def _run(self, started: threading.Event) -> None:
-        asyncio.set_event_loop(self._loop)
-        server = self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", 0, backlog=1024))
+    async def _listen(self) -> asyncio.Server:
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0, backlog=1024)
         self.port: int = server.sockets[0].getsockname()[1]
-        started.set()
-        self._loop.run_forever()
-        server.close()
-        for task in asyncio.all_tasks(self._loop):
-            task.cancel()
-        self._loop.run_until_complete(asyncio.sleep(0.01))
-        self._loop.close()
+        return server
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

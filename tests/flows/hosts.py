@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.flows.worker import Worker
+from tests.listener import Listener
 from tests.server import ROOT, Server
 
 _NEW_NETWORK = 0x40000000  # CLONE_NEWNET
@@ -74,35 +75,19 @@ class Host:
         return ["ip", "netns", "exec", self.name, *words]
 
 
-class Relay:
+class Relay(Listener):
     """Passes what comes to an address in one network on to an address in another."""
 
     def __init__(self, listen: tuple[str, int], connect: Address, at: Host | None = None, to: Host | None = None):
-        self._connect = connect
-        self._loop = asyncio.new_event_loop()
-        listener = _in_thread(lambda: _listener(listen, at))
-        self.port: int = listener.getsockname()[1]
-        started = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(listener, to, started), daemon=True)
-        self._thread.start()
-        started.wait(5)
+        self._connect, self._to = connect, to
+        self._listener = _in_thread(lambda: _listener(listen, at))
+        self.port: int = self._listener.getsockname()[1]
+        super().__init__()
 
-    def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(5)
-
-    def _run(self, listener: socket.socket, to: Host | None, started: threading.Event) -> None:
-        if to is not None:
-            to.enter()
-        asyncio.set_event_loop(self._loop)
-        server = self._loop.run_until_complete(asyncio.start_server(self._serve, sock=listener))
-        started.set()
-        self._loop.run_forever()
-        server.close()
-        for task in asyncio.all_tasks(self._loop):
-            task.cancel()
-        self._loop.run_until_complete(asyncio.sleep(0.01))
-        self._loop.close()
+    async def _listen(self) -> asyncio.Server:
+        if self._to is not None:
+            self._to.enter()
+        return await asyncio.start_server(self._serve, sock=self._listener)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError, asyncio.CancelledError):

@@ -7,10 +7,10 @@ Starts PostgreSQL, Valkey, a provider, the web server with two processes and a w
 stream, embed, search, upload and hang up. One of two providers of their model refuses each fifth call; those of
 another model refuse, cut off, stall and send garbage as they are told. Meanwhile, a fifth of the time apart, Redis
 stands still, Postgres stands still, the worker is killed, Postgres is restarted. Prints each process's memory over
-time with its slope (least squares, after the first third), what is still held once nobody calls any more
+time with its slope (least squares, after its first minute), what is still held once nobody calls any more
 (descriptors, places at providers, reservations, usage on its way, connections), and the share of ordinary calls that
-failed, during faults and besides. Ends with 1 when something is left behind, the books do not agree, or an ordinary
-call failed while everything was well.
+failed, during faults and besides. Ends with 1 when something is left behind, a process grows by more than a MiB a
+minute, the books do not agree, or an ordinary call failed while everything was well.
 """
 
 import argparse
@@ -51,6 +51,8 @@ SETTLE_SECONDS = 90.0
 PROVIDER_TIMEOUT = 2
 DIMENSIONS = 64
 THINK_SECONDS = 0.05
+GROWTH_MIB_A_MINUTE = 1.0
+WARM_SECONDS = 60.0  # a process's first ones, in which it reads what it needs
 
 # What callers do, and how often; those in ORDINARY must be answered 200.
 MIX = {
@@ -275,10 +277,11 @@ def figures(pid: int) -> tuple[float, int] | None:
 
 
 def slope(points: list[tuple[float, float]]) -> float | None:
-    """MiB a minute, by least squares; None with too few points."""
-    if len(points) < 10:
+    """MiB a minute, by least squares, once the process is warm; None for one that has not lived long enough."""
+    warm = [(at, value) for at, value in points if at > points[0][0] + WARM_SECONDS]
+    if not warm or warm[-1][0] - warm[0][0] < WARM_SECONDS:
         return None
-    return 60 * statistics.linear_regression([at for at, _ in points], [value for _, value in points]).slope
+    return 60 * statistics.linear_regression([at for at, _ in warm], [value for _, value in warm]).slope
 
 
 @contextmanager
@@ -433,7 +436,8 @@ def main() -> int:
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
     failed = result["ordinary calls"]["while all was well"]["failed"]
-    return int(bool(failed or any(left.values()) or not result["books agree"]))
+    grows = any((one["MiB a minute"] or 0) > GROWTH_MIB_A_MINUTE for one in result["processes"].values())
+    return int(bool(failed or grows or any(left.values()) or not result["books agree"]))
 
 
 def report(
@@ -446,8 +450,7 @@ def report(
 ) -> dict[str, Any]:
     memory = {}
     for name, points in soak.memory.items():
-        late = [(at, value) for at, value in points if at > soak.seconds / 3]
-        a_minute = slope(late)
+        a_minute = slope(points)
         memory[name] = {
             "MiB": [round(points[0][1]), round(points[len(points) // 3][1]), round(points[-1][1])],
             "MiB a minute": None if a_minute is None else round(a_minute, 2),

@@ -1,7 +1,6 @@
 """The only road to a model: resolve, admit, lease, forward, relay, settle. Nothing that passes here goes unmeasured."""
 
-import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Any, TypeVar
@@ -15,21 +14,18 @@ from inference.errors import UpstreamTrouble
 from inference.streaming import DONE, Reading
 from inference.upstream import answers
 from opengate import epoch
-from opengate import redis as opengate_redis
 from opengate.errors import APIError
-from routing import places, snapshot
+from routing import snapshot
 from routing.errors import ProvidersAway
 from routing.models import CHAT_TYPES, ModelType
 from routing.snapshot import require_type
-from usage import accounting, budgets, spool, tokens
+from usage import tokens
 from usage.accounting import MAX_TOKENS, Call
 from usage.budgets import Need
 from usage.models import Outcome
 
 T = TypeVar("T")
 Payload = dict[str, Any]
-
-SETTLE_SECONDS = 5.0
 
 
 async def complete(call: Call, payload: Payload) -> Payload:
@@ -229,25 +225,3 @@ async def _first(call: Call, prompt_tokens: int, attempt: Callable[[upstream.Ope
         else:
             call.answered()
             return answer
-
-
-async def wind_down() -> None:
-    """Before the event loop ends: finish settlements, send usage that waits, close connections."""
-    await accounting.all_settled(SETTLE_SECONDS)
-    await budgets.all_released(SETTLE_SECONDS)
-    await spool.flush(SETTLE_SECONDS)
-    await places.all_left(SETTLE_SECONDS)
-    await upstream.close()
-    await opengate_redis.close()
-
-
-def in_loop(work: Coroutine[Any, Any, T]) -> T:
-    """What async work answers, for a worker or command: in an event loop of its own that leaves nothing open."""
-
-    async def run() -> T:
-        try:
-            return await work
-        finally:
-            await wind_down()
-
-    return asyncio.run(run())

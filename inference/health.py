@@ -5,13 +5,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final
-from weakref import WeakKeyDictionary
 
 from redis.exceptions import RedisError
 
 from inference import upstream
 from inference.errors import UpstreamTrouble
 from opengate import redis as opengate_redis
+from opengate.loops import PerLoop
 from opengate.redis import RedisAway
 from routing import balancing, load
 from routing.circuit import State
@@ -82,7 +82,7 @@ def _whole(statuses: Sequence[Status], waiting: int) -> Status:
 
 async def _answers(provider: Provider) -> bool:
     """Whether the upstream lists the model; as it was found lately, or asked now, by one for all."""
-    desk = _desks.setdefault(asyncio.get_running_loop(), _Desk())
+    desk = _desk()
     asking = desk.asking.get(provider.id)
     if asking is None:
         asking = desk.asking[provider.id] = asyncio.ensure_future(_found(provider, desk.gate))
@@ -123,4 +123,4 @@ class _Desk:
     asking: dict[int, asyncio.Task[bool]] = field(default_factory=dict)
 
 
-_desks: WeakKeyDictionary[asyncio.AbstractEventLoop, _Desk] = WeakKeyDictionary()
+_desk = PerLoop(_Desk)

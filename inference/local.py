@@ -5,13 +5,14 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from weakref import WeakValueDictionary
 
 from django.conf import settings
 from pydantic_core import from_json
 
 from inference.errors import DocumentRefused
 from opengate import sandbox
+from opengate.loops import PerLoop
 from routing.errors import ModelTooBusy
 
 NAME: Final = "local"  # in place of a model's name
@@ -92,12 +93,12 @@ class _Desk:
     users: WeakValueDictionary[int, asyncio.Lock] = field(default_factory=WeakValueDictionary)
 
 
-_desks: WeakKeyDictionary[asyncio.AbstractEventLoop, _Desk] = WeakKeyDictionary()
+_desk = PerLoop(_Desk)
 
 
 @asynccontextmanager
 async def _turn(user_id: int) -> AsyncIterator[None]:
-    desk = _desks.setdefault(asyncio.get_running_loop(), _Desk())
+    desk = _desk()
     own = desk.users.setdefault(user_id, asyncio.Lock())
     wait = settings.ROUTING_MAX_WAIT_SECONDS
     try:

@@ -4,9 +4,9 @@ import asyncio
 import platform
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, NamedTuple
-from weakref import WeakKeyDictionary
 
 import django
 from django.conf import settings
@@ -33,6 +33,7 @@ from opengate import redis as opengate_redis
 from opengate.database import in_thread, in_time
 from opengate.errors import APIError, DatabaseAway
 from opengate.heartbeat import WORKED
+from opengate.loops import PerLoop
 from opengate.redis import RedisAway
 from routing import load, snapshot
 from routing.circuit import State
@@ -204,7 +205,6 @@ async def _waits() -> list[Metric]:
 
 
 _asker = ThreadPoolExecutor(1, "metrics")  # a Postgres that hangs keeps this thread from no call
-_asked: "WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Task[_Stored]]" = WeakKeyDictionary()
 
 
 class _Stored(NamedTuple):
@@ -213,15 +213,24 @@ class _Stored(NamedTuple):
     expired_reservations: int
 
 
+@dataclass(slots=True)
+class _Question:
+    """What one event loop asks Postgres."""
+
+    task: asyncio.Task[_Stored] | None = None
+
+
+_question = PerLoop(_Question)
+
+
 async def _stored() -> list[Metric]:
     """Whether Postgres answers, documents by status, and reservations. While it hangs it is asked only once."""
-    loop = asyncio.get_running_loop()
-    asked = _asked.get(loop)
-    if asked is None or asked.done():
-        asked = _asked[loop] = asyncio.ensure_future(in_thread(_look, _asker)())
+    question = _question()
+    if question.task is None or question.task.done():
+        question.task = asyncio.ensure_future(in_thread(_look, _asker)())
     up = partial(_gauge, "ogl_postgres_up", "Whether Postgres answered, in time, what a scrape asks.")
     try:
-        found = await in_time(asked, LONGEST_SECONDS)
+        found = await in_time(question.task, LONGEST_SECONDS)
     except (DatabaseAway, DatabaseError):
         return [up(0)]
     by_status = _gauge("ogl_documents", "Documents; in a large table finished ones are estimated.", labels=("status",))

@@ -18,7 +18,6 @@ from django.utils import timezone
 
 from accounts import principals
 from accounts.errors import InvalidKey
-from inference import gateway
 from inference.errors import UnreadableAnswer
 from knowledge import files, parsing, splitting
 from knowledge.embedding import BATCH, Vector, embed, fitting
@@ -35,6 +34,7 @@ from knowledge.models import Chunk, Collection, Document, Draft, DraftEmbedding,
 from knowledge.vectors import copy_vectors, space_of, take_dimensions
 from opengate.database import commit, in_thread
 from opengate.errors import APIError, DatabaseAway
+from opengate.loops import in_loop
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def ingest(id: int) -> None:
             raise Unreadable(f"Its worker died {DEATHS} times in a row.")
         if document.status != Status.EMBEDDING and not _has_twin(document):
             _parse(document)
-        gateway.in_loop(_embed(document))
+        in_loop(_embed(document))
         _store(document)
     except _Lost:
         logger.info("Document %s is gone, or another works on it.", id)

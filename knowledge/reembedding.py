@@ -9,11 +9,11 @@ from django.db.models import F, Q, QuerySet
 from django.utils import timezone
 
 from accounts import principals
-from inference import gateway
 from knowledge.embedding import BATCH, Vector, embed, fitting
 from knowledge.models import Chunk, Collection, Embedding, Space
 from knowledge.vectors import copy_vectors, take_dimensions
 from opengate.database import commit, in_thread
+from opengate.loops import in_loop
 from routing.models import Router
 
 # How many chunks of a collection have a vector in its next space, and how many there are.
@@ -60,7 +60,7 @@ def reembed(id: int, on_progress: Progress = lambda done, total: None) -> bool:
         return False
     try:
         while not (is_done := _switched(id)):
-            if not gateway.in_loop(_fill(id, on_progress)):
+            if not in_loop(_fill(id, on_progress)):
                 break
         return bool(is_done)
     finally:

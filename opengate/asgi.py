@@ -16,9 +16,8 @@ django_application = get_asgi_application()
 from django.db import DatabaseError  # noqa: E402  the apps must be loaded first
 from psycopg_pool import PoolTimeout  # noqa: E402
 
-from inference import gateway  # noqa: E402
 from inference.consumers import ChatCompletions  # noqa: E402
-from opengate import bodies, draining, metrics, sentry, traces, work  # noqa: E402
+from opengate import bodies, draining, loops, metrics, sentry, traces, work  # noqa: E402
 from opengate.admission import admit  # noqa: E402
 from opengate.bodies import Receive, Send  # noqa: E402
 from opengate.errors import DatabaseAway  # noqa: E402
@@ -83,7 +82,7 @@ async def _live(receive: Receive, send: Send) -> None:
             metrics.begin()
             await send({"type": "lifespan.startup.complete"})
         else:
-            await gateway.wind_down()
+            await loops.wind_down()
             await asyncio.gather(asyncio.to_thread(traces.close), asyncio.to_thread(sentry.close))
             await send({"type": "lifespan.shutdown.complete"})
             return

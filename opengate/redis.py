@@ -11,7 +11,6 @@ import time
 from collections.abc import Sequence
 from hashlib import sha1
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import redis
 import redis.asyncio
@@ -22,6 +21,7 @@ from redis.exceptions import ClusterDownError, NoScriptError, ResponseError, Try
 from redis.retry import Retry
 
 from opengate import metrics
+from opengate.loops import PerLoop
 
 logger = logging.getLogger(__name__)
 
@@ -159,15 +159,7 @@ class _Line:
             start = stop
 
 
-_lines: WeakKeyDictionary[asyncio.AbstractEventLoop, _Line] = WeakKeyDictionary()
-
-
-def _line() -> _Line:
-    loop = asyncio.get_running_loop()
-    line = _lines.get(loop)
-    if line is None:
-        line = _lines[loop] = _Line()
-    return line
+_line = PerLoop(_Line, _Line.end)
 
 
 async def trip(*commands: Command) -> list[Any]:
@@ -205,13 +197,6 @@ class Script:
     def command(self, keys: Sequence[str], arguments: Sequence[str | int | float]) -> Command:
         """The command that runs it whether Redis knows it or not, to travel with others."""
         return ("EVAL", self._text, len(keys), *keys, *arguments)
-
-
-async def close() -> None:
-    """Close the running event loop's connections."""
-    line = _lines.pop(asyncio.get_running_loop(), None)
-    if line is not None:
-        await line.end()
 
 
 def sync_client() -> redis.Redis:

@@ -8,13 +8,13 @@ import asyncio
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
-from weakref import WeakKeyDictionary
 
 from redis.exceptions import RedisError
 
 from opengate import redis as opengate_redis
+from opengate.loops import PerLoop
 from opengate.redis import Command, RedisAway
 
 WINDOW_SECONDS: Final = 120
@@ -94,17 +94,17 @@ def _decaying(values: Sequence[tuple[float, float]]) -> float | None:
 class _Memory:
     """What one event loop has read, by provider: when, and what."""
 
-    read: dict[int, tuple[float, Figures]]
-    lock: asyncio.Lock
+    read: dict[int, tuple[float, Figures]] = field(default_factory=dict)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
-_memories: WeakKeyDictionary[asyncio.AbstractEventLoop, _Memory] = WeakKeyDictionary()
+_memory = PerLoop(_Memory)
 
 
 async def of(provider_ids: Iterable[int]) -> Mapping[int, Figures]:
     """Figures of these providers, a second old at most; with Redis away, none."""
     ids = list(provider_ids)
-    memory = _memories.setdefault(asyncio.get_running_loop(), _Memory({}, asyncio.Lock()))
+    memory = _memory()
     async with memory.lock:  # many callers, one trip
         now = time.monotonic()
         stale = [id for id in ids if id not in memory.read or now - memory.read[id][0] > _KEEP_SECONDS]

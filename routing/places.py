@@ -17,11 +17,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, NamedTuple
-from weakref import WeakKeyDictionary
 
 from django.conf import settings
 
 from opengate import redis as opengate_redis
+from opengate.loops import PerLoop, finished
 from opengate.redis import Command, RedisAway
 from routing import circuit, figures
 from routing.errors import ModelTooBusy, ProvidersAway
@@ -413,22 +413,10 @@ class _Heart:
             # XX: a call that ended meanwhile is not put back
             yield ("ZADD", inflight_key(lease.provider.id), "XX", now + LEASE_SECONDS, lease.call_id)
 
-
-_hearts: WeakKeyDictionary[asyncio.AbstractEventLoop, _Heart] = WeakKeyDictionary()
-
-
-async def all_left(timeout_seconds: float) -> None:
-    """Before the event loop ends: wait for those who leave a line, and keep no place from here."""
-    heart = _hearts.pop(asyncio.get_running_loop(), None)
-    if heart is not None:
-        if heart.tasks:
-            await asyncio.wait(heart.tasks, timeout=timeout_seconds)
-        heart.task.cancel()  # it knows its loop, which would never be forgotten
+    async def end(self) -> None:
+        """Once those who leave a line have left it; no place is kept from here."""
+        await finished(self.tasks)
+        self.task.cancel()
 
 
-def _heart() -> _Heart:
-    loop = asyncio.get_running_loop()
-    heart = _hearts.get(loop)
-    if heart is None:
-        heart = _hearts[loop] = _Heart()
-    return heart
+_heart = PerLoop(_Heart, _Heart.end)

@@ -17,6 +17,7 @@ from opengate import redis as opengate_redis
 from opengate import traces, work
 from opengate.database import in_time
 from opengate.errors import APIError, DatabaseAway
+from opengate.loops import PerLoop, finished
 from opengate.redis import Command, RedisAway
 from routing import balancing
 from routing.errors import ModelTooBusy, ProvidersAway
@@ -35,7 +36,6 @@ logger = logging.getLogger(__name__)
 CLIENT_LEFT_STATUS = 499  # nobody reads it; so that a call without an answer is not taken for an answered one
 MAX_TOKENS = 2**31 - 1
 CREDIBLE_TOKENS = 100_000_000  # of one call; no model takes a tenth of it
-_settling: set[asyncio.Task[None]] = set()
 
 
 @dataclass(slots=True)
@@ -397,17 +397,15 @@ def total(usages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
+_settling: PerLoop[set[asyncio.Task[None]]] = PerLoop(set, finished)
+
+
 def _in_background(work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+    tasks = _settling()
     task = asyncio.ensure_future(work)
-    _settling.add(task)
-    task.add_done_callback(_settling.discard)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
     return task
-
-
-async def all_settled(timeout_seconds: float) -> None:
-    """Before the process ends: wait for settlements under way."""
-    if _settling:
-        await asyncio.wait(_settling, timeout=timeout_seconds)
 
 
 def _ending(error: BaseException | None, answering: bool) -> tuple[int, Outcome]:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
@@ -24,6 +23,7 @@ from pydantic_core import to_json
 from opengate.database import commit, in_thread, in_time
 from opengate.epoch import Replica
 from opengate.errors import APIError, DatabaseAway
+from opengate.loops import PerLoop, finished
 from routing.snapshot import Router
 from usage import ledger, pricing
 from usage.errors import InsufficientBudget, InsufficientCarbonBudget
@@ -340,15 +340,6 @@ def _in_background(work: Coroutine[Any, Any, None]) -> None:
     task.add_done_callback(tasks.discard)
 
 
-async def all_released(timeout_seconds: float) -> None:
-    """Before the event loop ends: wait for reservations that nobody wants any more, and keep none alive from here."""
-    heart = _hearts.pop(asyncio.get_running_loop(), None)
-    if heart is not None:
-        if heart.tasks:
-            await asyncio.wait(heart.tasks, timeout=timeout_seconds)
-        heart.task.cancel()  # it knows its loop, which would never be forgotten
-
-
 class _Heart:
     """Keeps the reservations of one event loop alive."""
 
@@ -368,13 +359,10 @@ class _Heart:
                 except Exception:
                     logger.exception("Reservations are not renewed; this is tried again.")
 
+    async def end(self) -> None:
+        """Once reservations that nobody wants any more are released; none is kept alive from here."""
+        await finished(self.tasks)
+        self.task.cancel()
 
-_hearts: WeakKeyDictionary[asyncio.AbstractEventLoop, _Heart] = WeakKeyDictionary()
 
-
-def _heart() -> _Heart:
-    loop = asyncio.get_running_loop()
-    heart = _hearts.get(loop)
-    if heart is None:
-        heart = _hearts[loop] = _Heart()
-    return heart
+_heart = PerLoop(_Heart, _Heart.end)

@@ -10,13 +10,13 @@ import asyncio
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NotRequired, TypedDict
-from weakref import WeakKeyDictionary
 
 from django.db import DataError, IntegrityError, connection
 from pydantic_core import to_json
 
 from accounts.models import Key
 from opengate.database import commit, in_thread
+from opengate.loops import PerLoop
 from usage.models import DailyUsage, Outcome, UsageRecord
 
 
@@ -211,11 +211,7 @@ MOST_AT_ONCE = 4  # statements, and so connections
 
 async def settle(record: Record) -> None:
     """Settle one call; those that end while a statement is under way share the next one. Raises as `store` does."""
-    loop = asyncio.get_running_loop()
-    line = _lines.get(loop)
-    if line is None:
-        line = _lines[loop] = _Line()
-    await line.settled(record)
+    await _line().settled(record)
 
 
 class _Line:
@@ -280,4 +276,4 @@ def _tell(batch: list[tuple[Record, "asyncio.Future[None]"]], error: BaseExcepti
             future.set_exception(error)
 
 
-_lines: WeakKeyDictionary[asyncio.AbstractEventLoop, _Line] = WeakKeyDictionary()
+_line = PerLoop(_Line)

@@ -10,7 +10,6 @@ import logging
 from collections import deque
 from functools import partial
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import redis
 from django.conf import settings
@@ -21,6 +20,7 @@ from pydantic_core import from_json, to_json
 from opengate import metrics
 from opengate import redis as opengate_redis
 from opengate.database import commit
+from opengate.loops import END_SECONDS, PerLoop
 from opengate.redis import Command, RedisAway
 from usage import ledger
 from usage.ledger import Record
@@ -63,20 +63,6 @@ async def backlog() -> Backlog:
         entry_id = first[0][0].decode()  # milliseconds, a dash, and a number among those of the same
         oldest = int(seconds) + int(microseconds) / 1_000_000 - int(entry_id.partition("-")[0]) / 1000
     return Backlog(records, max(oldest, 0.0), rejected)
-
-
-async def flush(timeout_seconds: float) -> None:
-    """Before the event loop ends: send what waits. What cannot be sent is lost, and the log says how much."""
-    queue = _queues.pop(asyncio.get_running_loop(), None)
-    if queue is None:
-        return
-    try:
-        async with asyncio.timeout(timeout_seconds):
-            while not await queue.send_all():
-                await asyncio.sleep(RETRY_SECONDS)
-    except TimeoutError:
-        logger.error("%s usage records are lost: Redis is away and the process ends.", len(queue.records))
-        _LOST.inc(len(queue.records))
 
 
 def drain() -> int:
@@ -160,20 +146,21 @@ class _Queue:
         while not await self.send_all():
             await asyncio.sleep(RETRY_SECONDS)
 
+    async def end(self) -> None:
+        """Send what waits. What cannot be sent is lost, and the log says how much."""
+        try:
+            async with asyncio.timeout(END_SECONDS):
+                while not await self.send_all():
+                    await asyncio.sleep(RETRY_SECONDS)
+        except TimeoutError:
+            logger.error("%s usage records are lost: Redis is away and the process ends.", len(self.records))
+            _LOST.inc(len(self.records))
 
-_queues: WeakKeyDictionary[asyncio.AbstractEventLoop, _Queue] = WeakKeyDictionary()
 
-
-def _queue() -> _Queue:
-    loop = asyncio.get_running_loop()
-    queue = _queues.get(loop)
-    if queue is None:
-        queue = _queues[loop] = _Queue()
-    return queue
-
+_queue = PerLoop(_Queue, _Queue.end)
 
 metrics.watch(
     "ogl_usage_queue_records",
     "Usage records that a process holds while Redis is away.",
-    lambda: sum(len(queue.records) for queue in list(_queues.values())),
+    lambda: sum(len(queue.records) for queue in _queue.everywhere()),
 )

@@ -11,7 +11,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import aiohttp
 from django.conf import settings
@@ -20,6 +19,7 @@ from pydantic_core import from_json
 from inference.errors import AddressNotAllowed, ProviderFull, UnreadableAnswer, UpstreamFailed, UpstreamRefused
 from inference.upstream.names import Names
 from opengate import egress, traces
+from opengate.loops import PerLoop
 from routing.snapshot import Provider
 
 logger = logging.getLogger(__name__)
@@ -31,36 +31,27 @@ _DRAIN_SECONDS = 0.05
 Body = bytes | Callable[[], aiohttp.FormData]  # JSON, or a form made anew for each try
 
 
+def _session() -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, resolver=Names(), socket_factory=egress.open_socket),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        skip_auto_headers=("User-Agent",),
+        trust_env=False,
+    )
+
+
 @dataclass(slots=True)
 class _Client:
     """The client of one event loop, and how many calls it has at each provider."""
 
-    session: aiohttp.ClientSession
+    session: aiohttp.ClientSession = field(default_factory=_session)
     calls: dict[int, asyncio.Semaphore] = field(default_factory=dict)
 
-
-_clients: WeakKeyDictionary[asyncio.AbstractEventLoop, _Client] = WeakKeyDictionary()
-
-
-def _client() -> _Client:
-    loop = asyncio.get_running_loop()
-    client = _clients.get(loop)
-    if client is None or client.session.closed:
-        session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, resolver=Names(), socket_factory=egress.open_socket),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            skip_auto_headers=("User-Agent",),
-            trust_env=False,
-        )
-        client = _clients[loop] = _Client(session)
-    return client
+    async def close(self) -> None:
+        await self.session.close()
 
 
-async def close() -> None:
-    """Close the running event loop's connections."""
-    client = _clients.pop(asyncio.get_running_loop(), None)
-    if client is not None:
-        await client.session.close()
+_client = PerLoop(_Client, _Client.close)
 
 
 async def get(provider: Provider, path: str) -> bytes:

@@ -10,7 +10,7 @@ from django.db import IntegrityError, OperationalError, close_old_connections
 from psycopg.errors import LockNotAvailable
 
 from accounts.models import Organization, Role
-from inference import discovery, upstream
+from inference import discovery
 from inference.discovery import Discovered
 from opengate import audit
 from opengate.configuration import current
@@ -19,6 +19,7 @@ from opengate.configuration.errors import Fault, Refused, shown
 from opengate.configuration.plan import Change, Options, Plan, compare
 from opengate.database import commit
 from opengate.errors import APIError, Conflict
+from opengate.loops import in_loop
 from routing.errors import ProviderUnreachable
 from routing.models import Provider, Router, RouterName
 from usage.models import Limit
@@ -221,7 +222,7 @@ def _reachable(
     missing = [wanted[one] for one in wanted if one not in answers]
     if missing:
         close_old_connections()  # an upstream may be slow, and connections are few
-        replies = asyncio.run(_ask_all(missing, asking.timeout))
+        replies = in_loop(_ask_all(missing, asking.timeout))
         answers.update(zip((question(row, type) for row, type in missing), replies, strict=True))
     silent = [
         (change, error)
@@ -277,7 +278,4 @@ async def _ask_all(asked: Iterable[tuple[Provider, str]], timeout: int) -> list[
             except ProviderUnreachable as error:
                 return error
 
-    try:
-        return await asyncio.gather(*(ask(row, type) for row, type in asked))
-    finally:
-        await upstream.close()
+    return await asyncio.gather(*(ask(row, type) for row, type in asked))

@@ -9,8 +9,7 @@ from django.utils import timezone
 from accounts import keys, principals
 from accounts.errors import InvalidKey
 from accounts.models import PLAYGROUND, Key, Organization, Permission, Role, User
-from opengate import epoch
-from opengate import redis as opengate_redis
+from opengate import epoch, loops
 
 FORMER, CURRENT = "former secret, long enough to be one", "current secret, long enough to be one"
 PAST, FUTURE = timedelta(seconds=-1), timedelta(hours=1)
@@ -23,7 +22,7 @@ async def find(text):
         await epoch.refresh()
         return await principals.find(text)
     finally:
-        await opengate_redis.close()
+        await loops.wind_down()
 
 
 @async_to_sync
@@ -33,7 +32,7 @@ async def admitted_again(principal):
         await epoch.refresh()
         return await principals.again(principal)
     finally:
-        await opengate_redis.close()
+        await loops.wind_down()
 
 
 @pytest.fixture

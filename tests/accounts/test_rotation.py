@@ -15,10 +15,10 @@ from accounts import principals
 from accounts.models import Key
 from opengate import encryption
 from opengate.checks import encrypted_rows_can_be_read
+from opengate.loops import in_loop
 from opengate.playground.consumers import signed_in
 from routing.models import Provider
 from tests.conftest import CHAT
-from tests.loops import in_loop
 from tests.server import Server
 
 NEW = "tests-only-new-secret-0123456789-0123456789-0123"

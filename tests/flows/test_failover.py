@@ -10,12 +10,12 @@ from collections import Counter
 import httpx
 import pytest
 
+from opengate.loops import in_loop
 from routing import circuit, load
 from routing.circuit import State
 from routing.models import Provider
 from tests.conftest import CHAT
 from tests.flows.load import Callers
-from tests.loops import in_loop
 from tests.server import ROOT, free_port
 
 CALLS, CALLERS = 1000, 16

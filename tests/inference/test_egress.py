@@ -12,9 +12,9 @@ from inference.errors import AddressNotAllowed, UpstreamFailed
 from inference.upstream import http
 from inference.upstream.names import Names
 from opengate import egress
+from opengate.loops import in_loop
 from routing.models import Provider
 from routing.snapshot import provider_of
-from tests.loops import in_loop
 
 NEVER = [
     "169.254.169.254",
@@ -70,8 +70,6 @@ def asked(url: str) -> str:
             await http.get(provider_of(Provider(type="openai", url=url, timeout=2, model_name="m")), "v1/models")
         except UpstreamFailed as error:
             return type(error).__name__
-        finally:
-            await http.close()
         return "answered"
 
     return in_loop(ask())

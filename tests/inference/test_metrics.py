@@ -29,9 +29,9 @@ from knowledge import backlog
 from knowledge.models import Collection, Document
 from opengate import metrics
 from opengate.errors import APIError
+from opengate.loops import in_loop
 from routing.models import Router
 from tests.conftest import CHAT
-from tests.loops import in_loop
 from tests.proxy import Proxy
 from tests.server import ROOT, Server
 from usage.models import Limit, UsageRecord

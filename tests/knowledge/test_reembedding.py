@@ -14,9 +14,9 @@ from django.utils import timezone
 from accounts import principals
 from accounts.models import Role, User
 from inference.errors import UpstreamTrouble
-from inference.gateway import in_loop
 from knowledge import editing, ingestion, reembedding, tasks, tidying
 from knowledge.models import Chunk, Collection, Document, Embedding, Space
+from opengate.loops import in_loop
 from routing.models import Router
 from tests.knowledge.conftest import DIMENSIONS, EMBEDDINGS, embedding, embeddings_router, found
 from tests.knowledge.documents import (

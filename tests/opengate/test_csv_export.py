@@ -9,7 +9,7 @@ from decimal import Decimal
 import pytest
 
 from opengate.csv_export import BATCH, cell, newest_first, rows_as_csv
-from tests.loops import in_loop
+from opengate.loops import in_loop
 from tests.usage.records import record
 from usage import ledger
 from usage.models import UsageRecord

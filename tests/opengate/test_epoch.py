@@ -7,8 +7,8 @@ from django.db import transaction
 
 from opengate import epoch
 from opengate.epoch import Replica
+from opengate.loops import in_loop
 from routing.models import Router
-from tests.loops import in_loop
 
 pytestmark = pytest.mark.usefixtures("transactional_db", "redis_client")
 

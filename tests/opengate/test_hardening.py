@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from opengate.asgi import CONSUMERS
+from opengate.loops import in_loop
 from opengate.protection import PROBED, protected
 from tests.conftest import CHAT, PASSWORD
 from tests.flows.test_routes import routes
-from tests.loops import in_loop
 
 SAID = {
     "x-content-type-options": "nosniff",

@@ -6,8 +6,8 @@ import pytest
 import redis
 
 from opengate import redis as opengate_redis
+from opengate.loops import in_loop
 from opengate.redis import Breaker, RedisAway
-from tests.loops import in_loop
 from tests.server import free_port
 
 pytestmark = pytest.mark.usefixtures("redis_client")

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import pytest
 
 from opengate import redis as opengate_redis
+from opengate.loops import in_loop
 from routing import circuit, figures, load, places
 from routing.errors import ModelTooBusy, ProvidersAway
 from routing.places import Choice, Lease, Option, Waiting, inflight_key
 from routing.snapshot import Provider
-from tests.loops import in_loop
 from tests.routing.providers import provider
 
 pytestmark = pytest.mark.usefixtures("redis_client")

@@ -13,9 +13,9 @@ from django.utils import timezone
 
 from accounts.models import User
 from opengate.errors import APIError
+from opengate.loops import in_loop
 from routing.models import Router
 from routing.snapshot import _router
-from tests.loops import in_loop
 from tests.usage.records import fund, left, record
 from usage import auditing, budgets, ledger
 from usage.budgets import Need

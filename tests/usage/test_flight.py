@@ -10,12 +10,12 @@ from pydantic_core import to_json
 
 from opengate import epoch
 from opengate import redis as opengate_redis
+from opengate.loops import in_loop
 from routing import circuit, snapshot
 from routing.models import Provider, Router
 from routing.places import inflight_key
 from tests.conftest import CHAT
 from tests.inference.documents import text_pdf
-from tests.loops import in_loop
 from tests.server import free_port
 from tests.upstream import chunk, completion, event, story
 from tests.usage.records import fund, record

@@ -9,13 +9,13 @@ from django.db import connection
 from django.utils import timezone
 
 from accounts.principals import Principal
-from opengate import epoch
+from opengate import epoch, loops
 from opengate import redis as opengate_redis
+from opengate.loops import in_loop
 from routing.models import Router
 from routing.snapshot import _router
-from tests.loops import in_loop
 from tests.usage.records import fund, left
-from usage import accounting, limits, spool
+from usage import limits, spool
 from usage.accounting import Call, Tokens
 from usage.budgets import Need
 from usage.limits import Limits
@@ -95,7 +95,7 @@ def test_who_stops_waiting_for_a_settlement_neither_stops_nor_repeats_it(ada, pr
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await accounting.all_settled(5)
+        await loops.wind_down()
         monkeypatch.setattr(opengate_redis, "trip", carry)
         assert asked == 1
         admission = await limits.admit(principal(ada), priced, granted, 1, "next")

@@ -9,7 +9,8 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from tabulate import tabulate
 
-from inference import discovery, upstream
+from inference import discovery
+from opengate.loops import in_loop
 from routing.errors import ProviderUnreachable
 from routing.models import Provider
 
@@ -37,7 +38,7 @@ class Command(BaseCommand):
             if not providers:
                 raise CommandError(f"No provider serves a router {options['router']}.")
         rows = list(providers)
-        found = asyncio.run(self._ask_all(rows, options["timeout"]))
+        found = in_loop(self._ask_all(rows, options["timeout"]))
         if options["save"]:
             for provider, answer in zip(rows, found, strict=True):
                 if answer["status"] != "unreachable" and provider.learn(
@@ -59,10 +60,7 @@ class Command(BaseCommand):
             async with gate:
                 return await self._ask(provider)
 
-        try:
-            return await asyncio.gather(*(ask(provider) for provider in providers))
-        finally:
-            await upstream.close()
+        return await asyncio.gather(*(ask(provider) for provider in providers))
 
     async def _ask(self, provider: Provider) -> dict[str, Any]:
         started = time.monotonic()

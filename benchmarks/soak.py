@@ -38,6 +38,7 @@ import redis
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.chat import wait_for  # noqa: E402
 from opengate.embedded import Postgres, Valkey  # noqa: E402
 from tests.flows.dependency import Dependency  # noqa: E402
 from tests.flows.worker import Worker  # noqa: E402
@@ -313,7 +314,7 @@ def installation() -> Iterator[Installation]:
         stack.callback(_end, web)
         worker = Worker(folder, DATABASE_URL=os.environ["DATABASE_URL"]).start()
         stack.callback(worker.stop)
-        _wait_for(port)
+        wait_for(f"http://127.0.0.1:{port}/health/ready", 60)
         yield Installation(folder, first, second, web, worker, f"http://127.0.0.1:{port}", keys, collection)
 
 
@@ -364,20 +365,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait(40)
     except subprocess.TimeoutExpired:
         process.kill()
-
-
-def _wait_for(port: int) -> None:
-    import httpx
-
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            if httpx.get(f"http://127.0.0.1:{port}/health/ready").status_code == 200:
-                return
-        except httpx.HTTPError:
-            pass
-        assert time.monotonic() < deadline, "The web server did not start."
-        time.sleep(0.2)
 
 
 def left_behind() -> dict[str, int]:

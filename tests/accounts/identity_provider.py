@@ -11,10 +11,12 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
+from django.contrib.auth import SESSION_KEY
 from django.test import Client
 from joserfc import jwt
 from joserfc.jwk import ECKey
 
+from accounts.models import User
 from tests.server import NO_CERTIFICATES, free_port
 from tests.upstream import Received, Reply, Upstream
 
@@ -137,3 +139,16 @@ def segment(content: dict[str, Any] | bytes) -> str:
     """A part of a token."""
     data = content if isinstance(content, bytes) else json.dumps(content).encode()
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def who(client: Client) -> Any:
+    """The user who is signed in, or None."""
+    return User.objects.filter(pk=client.session.get(SESSION_KEY)).first()
+
+
+def refused(response: Any, status: int, words: str, client: Client) -> bool:
+    """Whether it is a page with these words, kept by nobody, and nobody is signed in."""
+    assert (response.status_code, SESSION_KEY in client.session) == (status, False), response.text
+    assert words in response.text
+    assert "no-store" in response.headers["Cache-Control"]
+    return True

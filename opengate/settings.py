@@ -1,5 +1,6 @@
 """Django's settings: from the environment (see `opengate.environment`), with defaults that work on a laptop."""
 
+import sys
 from datetime import timedelta
 from typing import Any
 
@@ -69,7 +70,8 @@ DATACENTER_PUE = ENVIRONMENT.datacenter_pue
 DATACENTER_WUE = ENVIRONMENT.datacenter_wue
 
 INSTALLED_APPS = [
-    "daphne",
+    # Its `runserver` speaks ASGI. Nothing else needs the app, nor Twisted, which comes with it and weighs a lot.
+    *(["daphne"] if "runserver" in sys.argv else []),
     "opengate.apps.ConsoleConfig",
     "django.contrib.auth",
     "django.contrib.contenttypes",

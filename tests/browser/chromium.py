@@ -10,13 +10,14 @@ from playwright.sync_api import BrowserContext, ConsoleMessage, Locator, Page, R
 AXE = (Path(__file__).parent / "axe.js").read_text()
 GRAVE = {"serious", "critical"}
 HOW_TO_GET_ONE = (
-    "No Chromium was found, so no page was looked at in a browser. To get one, on Debian: apt install chromium;"
+    "No Chromium was found, so no page was looked at in a browser. To get one, on Debian: apt install chromium-headless-shell;"
     " on Ubuntu: snap install chromium; elsewhere put chromium or google-chrome on the PATH."
 )
 
 
 def executable() -> str | None:
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    """The shell without windows before all others: it starts quicker, and shows the same."""
+    names = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     return next((found for name in names if (found := shutil.which(name))), None)
 
 
@@ -51,14 +52,16 @@ class Watch:
             self.troubles.append(f"console: {message.text} ({message.location.get('url', '')})")
 
 
-def accessibility_faults(page: Page, *, only: str | None = None) -> list[str]:
-    """What axe-core finds serious or critical on the page as it is now; `only` one of its rules."""
+def accessibility_faults(page: Page, *, only: str | None = None, without: str | None = None) -> list[str]:
+    """What axe-core finds serious or critical on the page as it is now; `only` one of its rules, or `without` one."""
     if not page.evaluate("'axe' in window"):
         page.evaluate(AXE)  # the policy for scripts of pages says nothing of those of the debugger
     # Without `preload` of style sheets, for which axe puts one into the page, and the policy refuses it.
     options: dict[str, Any] = {"resultTypes": ["violations"], "preload": False}
     if only:
         options["runOnly"] = {"type": "rule", "values": [only]}
+    if without:
+        options["rules"] = {without: {"enabled": False}}
     found = page.evaluate("options => axe.run(document, options).then(found => found.violations)", options)
     return [
         f"{fault['id']} ({fault['impact']}): {node['html'][:160]} – {' '.join(node['failureSummary'].split())[:240]}"

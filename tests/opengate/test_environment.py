@@ -129,10 +129,12 @@ def test_a_variable_that_does_not_exist_is_named_beside_the_one_that_was_meant(m
     assert ("OPENGATE_ACCES_LOG", "OPENGATE_ACCESS_LOG") in environment.unknown()
 
 
-@pytest.mark.parametrize("command", [("manage.py", "listmodels"), ("-m", "celery", "-A", "opengate", "worker")])
 @pytest.mark.parametrize(
-    ("address", "told"),
-    [("postgresql://u:pass/word@db/x", "DATABASE_URL: Value error, it is no address"), ("mysql://db/x", "unknown sch")],
+    ("command", "address", "told"),
+    [
+        (("manage.py", "listmodels"), "postgresql://u:pass/word@db/x", "DATABASE_URL: Value error, it is no address"),
+        (("-m", "celery", "-A", "opengate", "worker"), "mysql://db/x", "unknown sch"),
+    ],
 )
 def test_a_wrong_address_ends_a_command_and_a_worker_with_a_sentence(command, address, told, tmp_path):
     result = subprocess.run(

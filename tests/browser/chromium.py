@@ -10,8 +10,8 @@ from playwright.sync_api import BrowserContext, ConsoleMessage, Locator, Page, R
 AXE = (Path(__file__).parent / "axe.js").read_text()
 GRAVE = {"serious", "critical"}
 HOW_TO_GET_ONE = (
-    "No Chromium was found, so no page was looked at in a browser. To get one, on Debian: apt install chromium-headless-shell;"
-    " on Ubuntu: snap install chromium; elsewhere put chromium or google-chrome on the PATH."
+    "No Chromium was found, so no page was looked at in a browser. To get one, on Debian: apt install"
+    " chromium-headless-shell; on Ubuntu: snap install chromium; elsewhere put chromium or google-chrome on the PATH."
 )
 
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import httpx
 import pytest
 from django.contrib.auth.models import AnonymousUser
 from django.http import HttpResponse, HttpResponseRedirect
@@ -16,7 +17,7 @@ from rest_framework.test import APIRequestFactory
 from rest_framework.views import APIView
 
 from accounts.authentication import HTTPBearer
-from accounts.models import Permission
+from accounts.models import Permission, User
 from accounts.permissions import Administers, AnyKey
 from accounts.principals import Principal
 from inference.consumers import CallConsumer
@@ -154,44 +155,49 @@ def test_the_walk_sees_the_calls():
     assert {("POST", "/v1/chat/completions"), ("GET", "/v1/models"), ("GET", "/v1/models/model")} <= set(v1())
 
 
+NO_KEY_OF_OURS = [
+    (None, "Not authenticated"),
+    ("Bearer", "Not authenticated"),
+    ("Basic YWRhOmFkYQ==", "Not authenticated"),
+    ("sk-" + "a" * 43, "Not authenticated"),
+    ("Bearer sk-" + "a" * 43, "Invalid API key."),
+    ("Bearer sk-short", "Invalid API key."),
+    ("Bearer sk-" + "a" * 5000, "Invalid API key."),
+    ("Bearer sk-" + "é" * 43, "Invalid API key."),
+    ("Bearer " + "0" * 64, "Invalid API key."),
+]
+
+
+@pytest.mark.parametrize(("authorization", "detail"), NO_KEY_OF_OURS, ids=lambda text: str(text)[:18])
+def test_no_call_opens_without_a_key_of_ours(gateway, router, authorization, detail, subtests):
+    headers = {} if authorization is None else {"Authorization": authorization.encode("latin-1")}
+    with gateway.client() as client:
+        for method, path in v1():
+            with subtests.test(f"{method} {path}"):
+                response = client.request(method, path, json=CHAT if method == "POST" else None, headers=headers)
+                assert (response.status_code, response.json()["detail"]) == (401, detail)
+                assert response.headers["www-authenticate"] == "Bearer"
+                assert response.json()["error"]["type"] == "authentication_error"
+
+
 @pytest.mark.parametrize(
     ("authorization", "detail"),
     [
         (None, "Not authenticated"),
-        ("Bearer", "Not authenticated"),
         ("Basic YWRhOmFkYQ==", "Not authenticated"),
-        ("sk-" + "a" * 43, "Not authenticated"),
         ("Bearer sk-" + "a" * 43, "Invalid API key."),
-        ("Bearer sk-short", "Invalid API key."),
-        ("Bearer sk-" + "a" * 5000, "Invalid API key."),
-        ("Bearer sk-" + "é" * 43, "Invalid API key."),
         ("Bearer " + "0" * 64, "Invalid API key."),
     ],
     ids=lambda text: str(text)[:18],
 )
-@pytest.mark.parametrize(("method", "path"), v1())
-def test_no_call_opens_without_a_key_of_ours(gateway, router, method, path, authorization, detail):
-    headers = {} if authorization is None else {"Authorization": authorization.encode("latin-1")}
+def test_no_row_opens_without_a_key_of_ours(gateway, authorization, detail, subtests):
+    headers = {} if authorization is None else {"Authorization": authorization}
     with gateway.client() as client:
-        response = client.request(method, path, json=CHAT if method == "POST" else None, headers=headers)
-    assert (response.status_code, response.json()["detail"]) == (401, detail)
-    assert response.headers["www-authenticate"] == "Bearer"
-    assert response.json()["error"]["type"] == "authentication_error"
-
-
-@pytest.mark.parametrize(("method", "path", "view"), CLOSED_ROWS)
-def test_no_row_opens_without_a_key_of_ours(gateway, method, path, view):
-    with gateway.client() as client:
-        for authorization, detail in (
-            (None, "Not authenticated"),
-            ("Basic YWRhOmFkYQ==", "Not authenticated"),
-            ("Bearer sk-" + "a" * 43, "Invalid API key."),
-            ("Bearer " + "0" * 64, "Invalid API key."),
-        ):
-            headers = {} if authorization is None else {"Authorization": authorization}
-            response = client.request(method, path, content=b"no JSON", headers=headers)
-            assert (response.status_code, response.json()) == (401, {"detail": detail})
-            assert response.headers["www-authenticate"] == "Bearer"
+        for method, path, _ in CLOSED_ROWS:
+            with subtests.test(f"{method} {path}"):
+                response = client.request(method, path, content=b"no JSON", headers=headers)
+                assert (response.status_code, response.json()) == (401, {"detail": detail})
+                assert response.headers["www-authenticate"] == "Bearer"
 
 
 def test_no_row_opens_with_a_session_of_the_console(gateway, admin):
@@ -204,20 +210,25 @@ def test_no_row_opens_with_a_session_of_the_console(gateway, admin):
             assert client.request(method, path, json={}).status_code == 401
 
 
-@pytest.mark.parametrize(("method", "path", "view"), CLOSED_ROWS)
-def test_a_row_asks_for_its_permission_and_no_other(gateway, eve, key_of, method, path, view):
-    permission = needed(view)
+def test_a_row_asks_for_its_permission_and_no_other(gateway, eve, key_of, subtests):
     with gateway.client(key_of(eve)) as client:
-        for held in ([], [one for one in Permission if one != permission], [permission] if permission else []):
-            eve.role.permissions = held
-            eve.role.save()
-            response = client.request(method, path, content=b"no JSON")
-            if permission is None or permission in held:
-                assert response.status_code not in (401, 403)
-            else:
-                models = "routers" in path or "providers" in path
-                words = "User has no admin rights." if models else "Insufficient rights."
-                assert (response.status_code, response.json()) == (403, {"detail": words})
+        for method, path, view in CLOSED_ROWS:
+            with subtests.test(f"{method} {path}"):
+                asks_for(eve, client, method, path, needed(view))
+
+
+def asks_for(eve: User, client: httpx.Client, method: str, path: str, permission: Permission | None) -> None:
+    """With no permission, with all others, and with this one alone."""
+    for held in ([], [one for one in Permission if one != permission], [permission] if permission else []):
+        eve.role.permissions = held
+        eve.role.save()
+        response = client.request(method, path, content=b"no JSON")
+        if permission is None or permission in held:
+            assert response.status_code not in (401, 403)
+        else:
+            models = "routers" in path or "providers" in path
+            words = "User has no admin rights." if models else "Insufficient rights."
+            assert (response.status_code, response.json()) == (403, {"detail": words})
 
 
 def test_everything_under_admin_asks_for_the_admin_permission():

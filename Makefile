@@ -57,7 +57,7 @@ drill: $(VENV)/installed-dev ## Redis and Postgres stopped, emptied and restarte
 drill-ingestion: $(VENV)/installed-dev ## 200 files are read while the worker is killed 30 times
 	OPENGATE_DRILL_FILES=200 OPENGATE_DRILL_KILLS=30 $(PYTHON) -m pytest -s tests/flows/test_ingestion_drill.py
 
-soak: $(VENV)/installed-dev ## mixed calls for five minutes while dependencies fail: what grows, what is left, what failed
+soak: $(VENV)/installed-dev ## mixed calls for ten minutes while dependencies fail: what grows, what is left, what failed
 	$(PYTHON) benchmarks/soak.py --json benchmarks/results/soak.json
 
 bench-ledger: $(VENV)/installed-dev ## pages, drain and audit with ten million usage records (8 GB of disk)

@@ -5,9 +5,9 @@
 
 Starts PostgreSQL, Valkey, a provider, the web server with two processes and a worker, on loopback. Callers chat,
 stream, embed, search, upload and hang up. One of two providers of their model refuses each fifth call; those of
-another model refuse, cut off, stall and send garbage as they are told. Meanwhile, a fifth of the time apart, Redis
-stands still, Postgres stands still, the worker is killed, Postgres is restarted. Prints each process's memory over
-time with its slope (least squares, after its first minute), what is still held once nobody calls any more
+another model refuse, cut off, stall and send garbage as they are told. Meanwhile, a fifth of the time apart, the
+worker is killed, Redis stands still, Postgres stands still, Postgres is restarted. Prints each process's memory over
+time with its slope (least squares, after its first two minutes), what is still held once nobody calls any more
 (descriptors, places at providers, reservations, usage on its way, connections), and the share of ordinary calls that
 failed, during faults and besides. Ends with 1 when something is left behind, a process grows by more than a MiB a
 minute, the books do not agree, or an ordinary call failed while everything was well.
@@ -53,7 +53,8 @@ PROVIDER_TIMEOUT = 2
 DIMENSIONS = 64
 THINK_SECONDS = 0.05
 GROWTH_MIB_A_MINUTE = 1.0
-WARM_SECONDS = 60.0  # a process's first ones, in which it reads what it needs
+WARM_SECONDS = 120.0  # a process's first ones, in which it reads what it needs
+MEASURED_SECONDS = 60.0  # at least, after those
 
 # What callers do, and how often; those in ORDINARY must be answered 200.
 MIX = {
@@ -88,8 +89,9 @@ class Installation:
 
     def processes(self) -> dict[str, int]:
         """Web processes and the worker's, by name; a process that was replaced has another number."""
-        found = {"web": self.web.pid, "worker": self.worker.process.pid if self.worker.process else 0}
-        for name, parent in list(found.items()):
+        found = {}
+        for name, parent in (("web", self.web.pid), ("worker", self.worker.process.pid if self.worker.process else 0)):
+            found[f"{name} ({parent})"] = parent
             for number, child in enumerate(sorted(children(parent))):
                 found[f"{name} {number} ({child})"] = child
         return found
@@ -213,9 +215,9 @@ class Soak:
     async def _break(self) -> None:
         here = self.installation
         for share, what, happens in (
-            (0.2, "Redis stands still", self._paused(here.valkey)),
-            (0.4, "Postgres stands still", self._paused(here.postgres)),
-            (0.6, "the worker is killed", self._worker_killed),
+            (0.2, "the worker is killed", self._worker_killed),
+            (0.4, "Redis stands still", self._paused(here.valkey)),
+            (0.6, "Postgres stands still", self._paused(here.postgres)),
             (0.8, "Postgres is restarted", self._restarted(here.postgres)),
         ):
             await asyncio.sleep(max(share * self.seconds - self.now, 0))
@@ -280,7 +282,7 @@ def figures(pid: int) -> tuple[float, int] | None:
 def slope(points: list[tuple[float, float]]) -> float | None:
     """MiB a minute, by least squares, once the process is warm; None for one that has not lived long enough."""
     warm = [(at, value) for at, value in points if at > points[0][0] + WARM_SECONDS]
-    if not warm or warm[-1][0] - warm[0][0] < WARM_SECONDS:
+    if not warm or warm[-1][0] - warm[0][0] < MEASURED_SECONDS:
         return None
     return 60 * statistics.linear_regression([at for at, _ in warm], [value for _, value in warm]).slope
 
@@ -399,7 +401,7 @@ def connections() -> dict[str, int]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--callers", type=int, default=24)
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     options = parser.parse_args()
@@ -439,7 +441,7 @@ def report(
     for name, points in soak.memory.items():
         a_minute = slope(points)
         memory[name] = {
-            "MiB": [round(points[0][1]), round(points[len(points) // 3][1]), round(points[-1][1])],
+            "MiB, each half minute": [round(value, 1) for _, value in points[:: round(30 / SAMPLE_SECONDS)]],
             "MiB a minute": None if a_minute is None else round(a_minute, 2),
             "descriptors": [soak.descriptors[name][0], max(soak.descriptors[name]), soak.descriptors[name][-1]],
             "descriptors, before and after": [found[name][1] if name in found else None for found in (before, after)],

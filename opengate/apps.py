@@ -1,3 +1,6 @@
+import logging
+import warnings
+
 from django.apps import AppConfig
 from django.contrib.admin import apps as admin
 
@@ -10,6 +13,9 @@ class OpengateConfig(AppConfig):
         from opengate import checks, heartbeat, sentry, tasks_watched, worker_start  # noqa: F401  register themselves
 
         sentry.start()
+        logging.captureWarnings(True)  # in the log's format, as all that is said
+        # WhiteNoise opens files for threads; Django reads them whole, and ours are small.
+        warnings.filterwarnings("ignore", message="StreamingHttpResponse must consume synchronous iterators")
 
 
 class ConsoleConfig(admin.AdminConfig):

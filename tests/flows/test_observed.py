@@ -211,6 +211,13 @@ def test_the_access_log_has_a_line_for_each_request(as_ada, router, chat, watche
     assert (row["route"], row["status"]) == ("/v1/collections/<str:collection_id>", 404)
 
 
+def test_a_file_of_a_page_leaves_no_line_of_another_format_in_the_log(gateway, watchers, lines):
+    with gateway.client() as client:
+        asked = client.get("/static/opengate/tokens.css").headers["x-request-id"]
+    watchers.wait(lambda: asked in [one.get("request_id") for one in lines()])
+    assert "py.warnings" not in {one["logger"] for one in lines()}
+
+
 def test_whatever_goes_wrong_neither_log_nor_traces_nor_reports_repeat_what_was_sent(
     as_ada, ada, admin, key_of, router, upstream, gateway, observed, watchers, lines
 ):

@@ -1,7 +1,7 @@
 """What each event loop has of its own: connections, lines, hearts. They know their loop and may not outlive it."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -51,10 +51,22 @@ async def wind_down() -> None:
         await kind.end()
 
 
-async def finished(tasks: Collection["asyncio.Task[Any]"]) -> None:
-    """Wait for tasks, though not for ever."""
-    if tasks:
-        await asyncio.wait(tasks, timeout=END_SECONDS)
+class Tasks:
+    """Work of one event loop that its caller does not wait for."""
+
+    def __init__(self) -> None:
+        self._under_way: set[asyncio.Task[None]] = set()
+
+    def start(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        task = asyncio.ensure_future(work)
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        return task
+
+    async def end(self) -> None:
+        """Wait for all of it, though not for ever."""
+        if self._under_way:
+            await asyncio.wait(self._under_way, timeout=END_SECONDS)
 
 
 def in_loop(work: Coroutine[Any, Any, T]) -> T:

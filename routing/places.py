@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 from django.conf import settings
 
 from opengate import redis as opengate_redis
-from opengate.loops import PerLoop, finished
+from opengate.loops import PerLoop, Tasks
 from opengate.redis import Command, RedisAway
 from routing import circuit, figures
 from routing.errors import ModelTooBusy, ProvidersAway
@@ -283,9 +283,7 @@ async def take(router_id: int, options: Options, waiting: Waiting, patience_seco
     except ProvidersAway:
         raise
     except BaseException:
-        task = asyncio.ensure_future(_withdraw(router_id, options, waiting))
-        _heart().tasks.add(task)
-        task.add_done_callback(_heart().tasks.discard)
+        _heart().leaving.start(_withdraw(router_id, options, waiting))
         raise
 
 
@@ -392,7 +390,7 @@ class _Heart:
     def __init__(self) -> None:
         self.leases: set[Lease] = set()
         self.lines: dict[int, _Line] = {}
-        self.tasks: set[asyncio.Task[None]] = set()
+        self.leaving = Tasks()
         self.task = asyncio.ensure_future(self._beat())
 
     async def _beat(self) -> None:
@@ -415,7 +413,7 @@ class _Heart:
 
     async def end(self) -> None:
         """Once those who leave a line have left it; no place is kept from here."""
-        await finished(self.tasks)
+        await self.leaving.end()
         self.task.cancel()
 
 

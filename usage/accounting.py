@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -17,7 +17,7 @@ from opengate import redis as opengate_redis
 from opengate import traces, work
 from opengate.database import in_time
 from opengate.errors import APIError, DatabaseAway
-from opengate.loops import PerLoop, finished
+from opengate.loops import PerLoop, Tasks
 from opengate.redis import Command, RedisAway
 from routing import balancing
 from routing.errors import ModelTooBusy, ProvidersAway
@@ -124,7 +124,7 @@ class Call:
             await admission.give_back()
             raise
         except asyncio.CancelledError:  # the caller left
-            _in_background(admission.give_back())
+            _settling().start(admission.give_back())
             raise
         self.admission = admission
         return True
@@ -276,7 +276,7 @@ class Call:
             return
         if self._settlement is None:
             self._measure(status)
-            self._settlement = _in_background(self._settle(self._record(status, outcome), outcome))
+            self._settlement = _settling().start(self._settle(self._record(status, outcome), outcome))
             if self.part_of is not None:
                 spans.record(self, status, outcome)
         await asyncio.shield(self._settlement)
@@ -397,15 +397,7 @@ def total(usages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-_settling: PerLoop[set[asyncio.Task[None]]] = PerLoop(set, finished)
-
-
-def _in_background(work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
-    tasks = _settling()
-    task = asyncio.ensure_future(work)
-    tasks.add(task)
-    task.add_done_callback(tasks.discard)
-    return task
+_settling = PerLoop(Tasks, Tasks.end)
 
 
 def _ending(error: BaseException | None, answering: bool) -> tuple[int, Outcome]:

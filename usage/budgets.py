@@ -8,7 +8,7 @@ budget can be spent to its end, by one call at a time, and is overrun by what on
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
@@ -23,7 +23,7 @@ from pydantic_core import to_json
 from opengate.database import commit, in_thread, in_time
 from opengate.epoch import Replica
 from opengate.errors import APIError, DatabaseAway
-from opengate.loops import PerLoop, finished
+from opengate.loops import PerLoop, Tasks
 from routing.snapshot import Router
 from usage import ledger, pricing
 from usage.errors import InsufficientBudget, InsufficientCarbonBudget
@@ -314,7 +314,7 @@ async def areserve(user_id: int, record: Record, router: Router, need: Need, gra
     try:
         held = await in_time(taking)
     except (asyncio.CancelledError, DatabaseAway):
-        _in_background(_undo(taking, record["request_id"]))
+        _heart().undoing.start(_undo(taking, record["request_id"]))
         raise
     _heart().request_ids.add(record["request_id"])
     return held
@@ -333,19 +333,12 @@ def forget(request_id: str) -> None:
     _heart().request_ids.discard(request_id)
 
 
-def _in_background(work: Coroutine[Any, Any, None]) -> None:
-    tasks = _heart().tasks
-    task = asyncio.ensure_future(work)
-    tasks.add(task)
-    task.add_done_callback(tasks.discard)
-
-
 class _Heart:
     """Keeps the reservations of one event loop alive."""
 
     def __init__(self) -> None:
         self.request_ids: set[str] = set()
-        self.tasks: set[asyncio.Task[None]] = set()
+        self.undoing = Tasks()
         self.task = asyncio.ensure_future(self._beat())
 
     async def _beat(self) -> None:
@@ -361,7 +354,7 @@ class _Heart:
 
     async def end(self) -> None:
         """Once reservations that nobody wants any more are released; none is kept alive from here."""
-        await finished(self.tasks)
+        await self.undoing.end()
         self.task.cancel()
 
 

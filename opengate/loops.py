@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Generic, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 END_SECONDS = 5.0  # for which the end of a loop waits, for each thing under way
 
@@ -21,13 +21,17 @@ class PerLoop(Generic[T]):
     def __init__(self, make: Callable[[], T], end: Callable[[T], Awaitable[None]] | None = None) -> None:
         self._make, self._end = make, end
         self._made: WeakKeyDictionary[asyncio.AbstractEventLoop, T] = WeakKeyDictionary()
+        self._last: tuple[Callable[[], object], T] | None = None  # the loop that asked last, and what it has
         _kinds.append(self)
 
     def __call__(self) -> T:
         loop = asyncio.get_running_loop()
+        if self._last is not None and self._last[0]() is loop:
+            return self._last[1]
         found = self._made.get(loop)
         if found is None:
             found = self._made[loop] = self._make()
+        self._last = ref(loop), found
         return found
 
     def everywhere(self) -> list[T]:
@@ -40,6 +44,7 @@ class PerLoop(Generic[T]):
         if found is not None and self._end is not None:
             await self._end(found)  # which may ask for itself
         self._made.pop(loop, None)
+        self._last = None
 
 
 async def wind_down() -> None:

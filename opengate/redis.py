@@ -1,21 +1,23 @@
 """Redis for the hot path: one line an event loop, a time limit on each trip, a breaker for outages.
 
-Commands that are asked for while a batch is under way leave together with the next one, so many callers share a trip
-and a few connections. Slow is worse than dead: after a few failures in a row commands are refused at once for a moment,
-so that a call waits for a sick Redis a few times at most. Who asks decides what an outage means (`RedisAway`).
+Commands leave as they come, on one connection, and nobody waits until others are answered. Slow is worse than dead:
+after a few failures in a row commands are refused at once for a moment, so that a call waits for a sick Redis a few
+times at most. Who asks decides what an outage means (`RedisAway`).
 """
 
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from hashlib import sha1
 from typing import Any
 
+import hiredis
 import redis
 import redis.asyncio
 from django.conf import settings
-from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.exceptions import ClusterDownError, NoScriptError, ResponseError, TryAgainError
 from redis.retry import Retry
@@ -29,7 +31,6 @@ Command = tuple[str | bytes | int | float, ...]
 
 FAILURES_TO_OPEN = 3
 OPEN_SECONDS = 1.0
-MAX_BATCHES = 4  # under way at a time, each on a connection of its own
 
 
 class RedisAway(Exception):
@@ -79,6 +80,7 @@ metrics.watch(
 _FAULTS = (
     redis.ConnectionError,
     redis.TimeoutError,
+    redis.InvalidResponse,
     redis.ReadOnlyError,
     redis.OutOfMemoryError,
     ClusterDownError,  # a primary that is away, too
@@ -89,74 +91,173 @@ _FAULTS = (
 _UNABLE = ("MISCONF ", "NOREPLICAS ", "BUSY ")
 
 
+@dataclass(slots=True, eq=False)
+class _Trip:
+    """Commands on their way, packed; and the answers that have come so far."""
+
+    packed: bytes
+    count: int
+    arrived: asyncio.Future[list[Any]]
+    deadline: float = 0.0
+    is_second: bool = False  # its connection was lost, and it goes once more
+    answers: list[Any] = field(default_factory=list)
+
+    def fail(self, error: BaseException) -> None:
+        if not self.arrived.done():
+            self.arrived.set_exception(error)
+
+
+class _Connection(asyncio.Protocol):
+    """One connection, which redis-py opened and signed in: from then on bytes go out, and answers come in their order.
+
+    Its own way of a command has a task, a lock and two timers, which is several times the work.
+    """
+
+    def __init__(self, line: "_Line", opened: redis.asyncio.Connection) -> None:
+        self._line = line
+        self._opened = opened  # whoever lets go of it closes the transport
+        self._loop = asyncio.get_running_loop()
+        self._under_way: deque[_Trip] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_broken = False
+        self._replies = hiredis.Reader(replyError=opened._parser.parse_error)  # into the library's errors
+        self._transport: Any = opened._writer.transport  # type: ignore[union-attr]
+        self._transport.set_protocol(self)
+
+    def send(self, trip: _Trip) -> None:
+        trip.deadline = self._loop.time() + settings.REDIS_TIMEOUT_SECONDS
+        self._under_way.append(trip)
+        self._transport.write(trip.packed)
+        if self._timer is None:
+            self._timer = self._loop.call_at(trip.deadline, self._look)
+
+    def data_received(self, data: bytes) -> None:
+        self._replies.feed(data)
+        try:
+            while (answer := self._replies.gets()) is not False:
+                if isinstance(answer, redis.ConnectionError):  # it is loading, or has too many clients
+                    raise answer
+                self._take(answer)
+        except (redis.ConnectionError, hiredis.ProtocolError, IndexError) as error:  # or says what nobody asked for
+            self._break(error if isinstance(error, redis.ConnectionError) else redis.InvalidResponse())
+
+    def _take(self, answer: Any) -> None:
+        trip = self._under_way[0]
+        trip.answers.append(answer)
+        if len(trip.answers) == trip.count:
+            self._under_way.popleft()
+            if breaker.failures:
+                breaker.succeeded()
+            if not trip.arrived.done():
+                trip.arrived.set_result(trip.answers)
+
+    def _look(self) -> None:
+        """Whether the first trip is late: one timer for all of them."""
+        self._timer = None
+        if self._under_way:
+            deadline = self._under_way[0].deadline
+            if deadline > self._loop.time():
+                self._timer = self._loop.call_at(deadline, self._look)
+            else:
+                self._break(redis.TimeoutError("No answer in time."))
+
+    def connection_lost(self, error: BaseException | None) -> None:
+        self._break(error or redis.ConnectionError("The connection was closed."))
+
+    def _break(self, error: BaseException) -> None:
+        if not self._is_broken:
+            self._is_broken = True
+            if self._timer is not None:
+                self._timer.cancel()
+            self._transport.abort()
+            self._opened._close()
+            self._line.lost(error, self._under_way)
+
+    async def end(self) -> None:
+        """Once what is under way has arrived."""
+        if self._under_way:
+            await asyncio.wait([trip.arrived for trip in self._under_way])
+        self._is_broken = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._opened._close()
+
+
 class _Line:
     """The commands of one event loop on their way to Redis."""
 
     def __init__(self) -> None:
-        self.client = redis.asyncio.Redis.from_url(
-            settings.REDIS_URL,
-            max_connections=MAX_BATCHES,
-            socket_timeout=settings.REDIS_TIMEOUT_SECONDS,
-            socket_connect_timeout=settings.REDIS_TIMEOUT_SECONDS,
-            # A kept connection may have been closed by a restart: once more, on a new one. Never after a time-out.
-            retry=AsyncRetry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
-        )
         self._loop = asyncio.get_running_loop()
-        self._waiting: list[tuple[Sequence[Command], asyncio.Future[list[Any]]]] = []
-        self._batches: set[asyncio.Task[None]] = set()
-        self._leaving = False
+        self._connection: _Connection | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self._waiting: list[_Trip] = []  # for a connection
 
     def send(self, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
         """The answers to come, in order; errors of single commands among them."""
-        future: asyncio.Future[list[Any]] = self._loop.create_future()
-        self._waiting.append((commands, future))
-        self._leave_soon()
-        return future
+        try:
+            packed = b"".join([hiredis.pack_command(command) for command in commands])  # type: ignore[arg-type]
+        except TypeError as error:
+            raise redis.DataError(str(error)) from None
+        trip = _Trip(packed, len(commands), self._loop.create_future())
+        self._carry(trip)
+        return trip.arrived
 
-    def _leave_soon(self) -> None:
-        if self._waiting and not self._leaving and len(self._batches) < MAX_BATCHES:
-            self._leaving = True
-            self._loop.call_soon(self._leave)
+    def _carry(self, trip: _Trip) -> None:
+        if self._connection is not None:
+            self._connection.send(trip)
+            return
+        self._waiting.append(trip)
+        if self._opening is None:
+            self._opening = self._loop.create_task(self._open())
 
-    def _leave(self) -> None:
-        self._leaving = False
-        batch, self._waiting = self._waiting, []
-        task = self._loop.create_task(self._carry(batch))
-        self._batches.add(task)
-        task.add_done_callback(self._arrived)
+    async def _open(self) -> None:
+        try:
+            self._connection = _Connection(self, await _opened())
+        except Exception as error:  # whatever it is, nobody may wait for ever
+            waiting, self._waiting = self._waiting, []
+            self._fail(waiting, error)
+        else:
+            waiting, self._waiting = self._waiting, []
+            for trip in waiting:
+                self._connection.send(trip)
+        finally:
+            self._opening = None
+
+    def lost(self, error: BaseException, under_way: Sequence[_Trip]) -> None:
+        """A kept connection may have been closed by a restart: once more, on a new one. Never after a time-out."""
+        self._connection = None
+        is_closed = type(error) is redis.ConnectionError or isinstance(error, OSError)
+        again = [trip for trip in under_way if is_closed and not trip.is_second]
+        self._fail([trip for trip in under_way if trip not in again], error)
+        for trip in again:
+            trip.is_second, trip.answers = True, []
+            self._carry(trip)
+
+    def _fail(self, trips: Sequence[_Trip], error: BaseException) -> None:
+        if trips and isinstance(error, _FAULTS):
+            breaker.failed(error)
+            error = RedisAway()
+        for trip in trips:
+            trip.fail(error)
 
     async def end(self) -> None:
-        """Once what is under way has arrived."""
-        await asyncio.gather(*self._batches, return_exceptions=True)
-        await self.client.aclose()
+        if self._opening is not None:
+            await asyncio.wait((self._opening,))
+        if self._connection is not None:
+            await self._connection.end()
 
-    def _arrived(self, task: asyncio.Task[None]) -> None:
-        self._batches.discard(task)
-        self._leave_soon()
 
-    async def _carry(self, batch: list[tuple[Sequence[Command], asyncio.Future[list[Any]]]]) -> None:
-        try:
-            pipeline = self.client.pipeline(transaction=False)
-            for commands, _ in batch:
-                for command in commands:
-                    pipeline.execute_command(*command)
-            answers = await pipeline.execute(raise_on_error=False)
-        except Exception as error:  # whatever it is, nobody may wait for ever
-            if isinstance(error, _FAULTS):
-                breaker.failed(error)
-                error = RedisAway()
-            for _, future in batch:
-                if not future.done():
-                    future.set_exception(error)
-            return
-        if breaker.failures:
-            breaker.succeeded()
-        start = 0
-        for commands, future in batch:
-            stop = start + len(commands)
-            if not future.done():
-                future.set_result(answers[start:stop])
-            start = stop
+async def _opened() -> redis.asyncio.Connection:
+    """A connection by what the URL says: TLS, sign-in, database, a socket's path."""
+    pool = redis.asyncio.ConnectionPool.from_url(
+        settings.REDIS_URL,
+        protocol=2,
+        socket_timeout=settings.REDIS_TIMEOUT_SECONDS,
+        socket_connect_timeout=settings.REDIS_TIMEOUT_SECONDS,
+    )
+    connection: redis.asyncio.Connection = pool.make_connection()
+    await connection.connect()
+    return connection
 
 
 _line = PerLoop(_Line, _Line.end)
@@ -168,9 +269,9 @@ async def trip(*commands: Command) -> list[Any]:
         raise RedisAway
     answers = await _line().send(commands)
     for answer in answers:
-        if isinstance(answer, _FAULTS) or (isinstance(answer, ResponseError) and str(answer).startswith(_UNABLE)):
-            raise RedisAway from answer
         if isinstance(answer, Exception):
+            if isinstance(answer, _FAULTS) or (isinstance(answer, ResponseError) and str(answer).startswith(_UNABLE)):
+                raise RedisAway from answer
             raise answer
     return answers
 

@@ -24,7 +24,8 @@ from redis.exceptions import RedisError
 from accounts.authentication import HTTPBearer
 from accounts.models import Permission
 from inference import health
-from inference.api import caller, visible
+from inference.api import caller
+from inference.catalogue import visible
 from inference.health import Status
 from inference.responses import CallError
 from knowledge import backlog

@@ -1,11 +1,14 @@
-"""The chat operation in the OpenAPI document, from the schema that the consumer validates with."""
+"""What the consumers answer, in the OpenAPI document: from the schemas that they validate with."""
 
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from inference.responses import CallError
-from inference.schemas import ChatCompletionRequest
+from inference.responses import OCR, CallError, Embeddings, Model, Models, Reranks
+from inference.schemas import ChatCompletionRequest, EmbeddingRequest, OCRRequest, RerankRequest
 
 REF = "#/components/schemas/{model}"
 EXAMPLE = {"model": "smollm2", "messages": [{"role": "user", "content": "Say hello."}]}
@@ -62,35 +65,127 @@ REFUSALS = {
     "500": "The provider's answer cannot be read, or the gateway failed.",
     "503": "The provider, or the database, is away.",
 }
+MODEL = {
+    "in": "path",
+    "name": "model",
+    "required": True,
+    "schema": {"type": "string"},
+    "description": "Name or alias.",
+}
 
 
-def chat_paths() -> dict[str, Any]:
-    """`paths` and `components` of the chat operation."""
-    models = [(ChatCompletionRequest, "validation"), (CallError, "serialization")]
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """What a consumer is asked and answers; schemas by their models, or by a name of one written here."""
+
+    path: str
+    id: str
+    summary: str
+    description: str
+    tag: str
+    answer: type[BaseModel] | str
+    body: type[BaseModel] | None = None
+    example: dict[str, Any] | None = None
+    parameters: Sequence[dict[str, Any]] = ()
+    streams: bool = False
+    refusals: Collection[str] = frozenset(REFUSALS)
+
+    def described(self) -> dict[str, Any]:
+        answer = self.answer if isinstance(self.answer, str) else self.answer.__name__
+        content: dict[str, Any] = {"application/json": {"schema": {"$ref": REF.format(model=answer)}}}
+        if self.streams:
+            content["text/event-stream"] = {"schema": EVENT}
+        error = {"application/json": {"schema": {"$ref": REF.format(model="CallError")}}}
+        found: dict[str, Any] = {
+            "operationId": self.id,
+            "summary": self.summary,
+            "description": self.description,
+            "tags": [self.tag],
+            "security": [{"HTTPBearer": []}],
+            "responses": {
+                "200": {"description": "The answer.", "content": content},
+                **{status: {"description": REFUSALS[status], "content": error} for status in sorted(self.refusals)},
+            },
+        }
+        if self.parameters:
+            found["parameters"] = list(self.parameters)
+        if self.body is not None:
+            asked: dict[str, Any] = {"schema": {"$ref": REF.format(model=self.body.__name__)}}
+            if self.example is not None:
+                asked["example"] = self.example
+            found["requestBody"] = {"required": True, "content": {"application/json": asked}}
+        return found
+
+
+OPERATIONS = (
+    Operation(
+        path="/v1/chat/completions",
+        id="create_chat_completion",
+        summary="Create a chat completion",
+        description="As OpenAI's. With `stream` the answer is server-sent events, the last but `[DONE]` with usage.",
+        tag="Chat",
+        body=ChatCompletionRequest,
+        example=EXAMPLE,
+        answer="ChatCompletion",
+        streams=True,
+    ),
+    Operation(
+        path="/v1/embeddings",
+        id="create_embeddings",
+        summary="Create embeddings",
+        description="A vector for each input, in order.",
+        tag="Embeddings",
+        body=EmbeddingRequest,
+        answer=Embeddings,
+    ),
+    Operation(
+        path="/v1/rerank",
+        id="rerank",
+        summary="Rank documents",
+        description="How relevant each document is to the query.",
+        tag="Rerank",
+        body=RerankRequest,
+        answer=Reranks,
+    ),
+    Operation(
+        path="/v1/ocr",
+        id="ocr",
+        summary="Read a document",
+        description="A document's pages as Markdown. Without a model the gateway reads PDFs and images, given as data"
+        " URLs, itself.",
+        tag="OCR",
+        body=OCRRequest,
+        answer=OCR,
+    ),
+    Operation(
+        path="/v1/models",
+        id="list_models",
+        summary="List the models you may use",
+        description="Models of your role that a provider serves.",
+        tag="Models",
+        answer=Models,
+        refusals={"401", "503"},
+    ),
+    Operation(
+        path="/v1/models/{model}",
+        id="get_model",
+        summary="Get a model",
+        description="A model by its name or an alias; names may hold slashes.",
+        tag="Models",
+        answer=Model,
+        parameters=[MODEL],
+        refusals={"401", "404", "503"},
+    ),
+)
+
+
+def consumer_paths() -> dict[str, Any]:
+    """`paths` and `components` of what the consumers answer."""
+    asked = {operation.body for operation in OPERATIONS if operation.body is not None}
+    answered = {operation.answer for operation in OPERATIONS if not isinstance(operation.answer, str)}
+    models = [(model, "validation") for model in asked] + [(model, "serialization") for model in answered | {CallError}]
     _, definitions = models_json_schema(models, ref_template=REF)  # type: ignore[arg-type]
-    error = {"application/json": {"schema": {"$ref": REF.format(model="CallError")}}}
-    operation = {
-        "operationId": "create_chat_completion",
-        "summary": "Create a chat completion",
-        "description": "As OpenAI's. With `stream` the answer is server-sent events, the last but `[DONE]` with usage.",
-        "tags": ["Chat"],
-        "security": [{"HTTPBearer": []}],
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {"schema": {"$ref": REF.format(model="ChatCompletionRequest")}, "example": EXAMPLE}
-            },
-        },
-        "responses": {
-            "200": {
-                "description": "The completion.",
-                "content": {
-                    "application/json": {"schema": {"$ref": REF.format(model="ChatCompletion")}},
-                    "text/event-stream": {"schema": EVENT},
-                },
-            },
-            **{status: {"description": text, "content": error} for status, text in REFUSALS.items()},
-        },
+    paths = {
+        operation.path: {"get" if operation.body is None else "post": operation.described()} for operation in OPERATIONS
     }
-    schemas = {**definitions["$defs"], "ChatCompletion": COMPLETION}
-    return {"paths": {"/v1/chat/completions": {"post": operation}}, "components": {"schemas": schemas}}
+    return {"paths": paths, "components": {"schemas": {**definitions["$defs"], "ChatCompletion": COMPLETION}}}

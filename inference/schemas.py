@@ -1,6 +1,6 @@
 """Bodies of the calls. What is validated is documented; what is unknown is the upstream's business and goes through."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -22,6 +22,9 @@ from opengate.errors import InvalidBody
 from opengate.fields import MAX_FAULTS
 
 MAX_INPUT_ECHO = 200
+MAX_PAGES = 1000  # of a document, read at a time
+
+T = TypeVar("T", bound=BaseModel)
 
 
 class ChatCompletionRequest(BaseModel):
@@ -65,11 +68,7 @@ class ChatCompletionRequest(BaseModel):
         Defaults are documentation: they are not sent. Raises InvalidBody.
         """
         payload = object_of(raw)
-        try:
-            body = cls.model_validate(payload)
-        except ValidationError as error:
-            raise InvalidBody([_fault(fault) for fault in error.errors(include_url=False)]) from None
-        return body, payload, _search_tool(payload)
+        return _validated(cls, payload), payload, _search_tool(payload)
 
 
 def _search_tool(payload: dict[str, Any]) -> SearchTool | None:
@@ -130,9 +129,14 @@ class CallRequest(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    def payload(self) -> dict[str, Any]:
-        """What the caller sent: defaults are documentation, and nulls say nothing."""
-        return {name: value for name, value in self.model_dump(exclude_unset=True).items() if value is not None}
+    @classmethod
+    def read(cls, raw: bytes) -> tuple[Self, dict[str, Any]]:
+        """The validated body, and what the caller sent: defaults are documentation, and nulls say nothing.
+
+        Raises InvalidBody.
+        """
+        payload = object_of(raw)
+        return _validated(cls, payload), {name: value for name, value in payload.items() if value is not None}
 
 
 class EmbeddingRequest(CallRequest):
@@ -259,6 +263,26 @@ def object_of(raw: bytes) -> dict[str, Any]:
     if not isinstance(payload, dict):
         raise InvalidBody([{"type": "model_attributes_type", "loc": ["body"], "msg": "Input should be a valid object"}])
     return payload
+
+
+def _validated(model: type[T], payload: dict[str, Any]) -> T:
+    try:
+        return model.model_validate(payload)
+    except ValidationError as error:
+        raise InvalidBody([_fault(fault) for fault in error.errors(include_url=False)[:MAX_FAULTS]]) from None
+
+
+def chosen_pages(pages: list[int] | None) -> list[int] | None:
+    """Each page once, in order; None, all, for none named. Raises InvalidBody for too many."""
+    wanted = sorted(set(pages or ()))
+    if len(wanted) > MAX_PAGES:
+        raise InvalidBody([fault("pages", f"At most {MAX_PAGES} pages at a time.")])
+    return wanted or None
+
+
+def fault(field: str, message: str) -> dict[str, Any]:
+    """An entry of a 422's `detail` for what no schema tells."""
+    return {"type": "value_error", "loc": ["body", field], "msg": f"Value error, {message}"}
 
 
 def _fault(fault: Any) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from rest_framework.views import exception_handler
 
 from inference.api import routes as inference_routes
 from inference.monitoring import routes as monitoring_routes
-from inference.openapi import chat_paths
+from inference.openapi import consumer_paths
 from inference.schemas import object_of
 from knowledge.api import routes as knowledge_routes
 from opengate import pages
@@ -180,7 +180,7 @@ def _refusal(request: HttpRequest, error: APIError) -> HttpResponse:
 
 
 class OpenAPIView(View):
-    """`/openapi.json`: rows from drf-spectacular, calls from Ninja, and the chat consumer's operation."""
+    """`/openapi.json`: rows from drf-spectacular, calls from Ninja, and those of the consumers."""
 
     def get(self, request: HttpRequest) -> HttpResponse:
         return JsonResponse(openapi_document())
@@ -191,7 +191,7 @@ def openapi_document() -> dict[str, Any]:
     others = (
         calls.get_openapi_schema(path_prefix="/v1/"),
         monitoring.get_openapi_schema(path_prefix="/"),
-        chat_paths(),
+        consumer_paths(),
     )
     document.setdefault("paths", {})
     components = document.setdefault("components", {})

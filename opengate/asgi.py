@@ -16,7 +16,7 @@ django_application = get_asgi_application()
 from django.db import DatabaseError  # noqa: E402  the apps must be loaded first
 from psycopg_pool import PoolTimeout  # noqa: E402
 
-from inference.consumers import ChatCompletions  # noqa: E402
+from inference import endpoints  # noqa: E402
 from opengate import bodies, draining, loops, metrics, sentry, traces, work  # noqa: E402
 from opengate.admission import admit  # noqa: E402
 from opengate.bodies import Receive, Send  # noqa: E402
@@ -29,8 +29,17 @@ from routing import snapshot  # noqa: E402
 from usage import limits  # noqa: E402
 
 # Paths answered without Django's middleware; the test of all routes walks this table too.
-CONSUMERS = {"/v1/chat/completions": ChatCompletions, "/playground/chat": PlaygroundChat}
+CONSUMERS = {
+    "/v1/chat/completions": endpoints.ChatCompletions,
+    "/v1/embeddings": endpoints.Embeddings,
+    "/v1/rerank": endpoints.Rerank,
+    "/v1/ocr": endpoints.OCR,
+    "/v1/models": endpoints.ListModels,
+    "/v1/models/<path:model>": endpoints.GetModel,
+    "/playground/chat": PlaygroundChat,
+}
 _hot = {path: consumer.as_asgi() for path, consumer in CONSUMERS.items()}
+_ONE_MODEL = "/v1/models/<path:model>"
 
 CUT_SECONDS = 2.0  # for a view to hear that its caller is gone
 
@@ -49,11 +58,13 @@ async def application(scope: dict[str, Any], receive: Receive, send: Send) -> No
 @watched
 @protected
 async def _answered(scope: dict[str, Any], receive: Receive, send: Send) -> None:
-    hot = _hot.get(scope["path"])
-    if draining.refuses(scope["path"]):
+    path: str = scope["path"]
+    route = _ONE_MODEL if path.startswith(endpoints.GetModel.prefix) else path
+    hot = _hot.get(route)
+    if draining.refuses(path):
         await bodies.refuse(draining.Stopping(), send)
     elif hot is not None:
-        work.current().hot_path = scope["path"]
+        work.current().hot_path = route
         await hot(scope, receive, send)
     else:
         await _django(scope, receive, send)

@@ -31,6 +31,7 @@ Command = tuple[str | bytes | int | float, ...]
 
 FAILURES_TO_OPEN = 3
 OPEN_SECONDS = 1.0
+SECOND_LOOK_SECONDS = 0.01
 
 
 class RedisAway(Exception):
@@ -151,13 +152,18 @@ class _Connection(asyncio.Protocol):
             if not trip.arrived.done():
                 trip.arrived.set_result(trip.answers)
 
-    def _look(self) -> None:
-        """Whether the first trip is late: one timer for all of them."""
+    def _look(self, late: _Trip | None = None) -> None:
+        """Whether the first trip is late: one timer for all of them.
+
+        A process that was itself held up looks twice, since timers may come before the answers that lie there.
+        """
         self._timer = None
         if self._under_way:
-            deadline = self._under_way[0].deadline
-            if deadline > self._loop.time():
-                self._timer = self._loop.call_at(deadline, self._look)
+            first = self._under_way[0]
+            if first.deadline > self._loop.time():
+                self._timer = self._loop.call_at(first.deadline, self._look)
+            elif first is not late:
+                self._timer = self._loop.call_later(SECOND_LOOK_SECONDS, self._look, first)
             else:
                 self._break(redis.TimeoutError("No answer in time."))
 

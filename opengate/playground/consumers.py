@@ -14,7 +14,7 @@ from accounts import principals
 from accounts.errors import InvalidKey
 from accounts.models import PLAYGROUND
 from accounts.principals import Principal
-from inference.consumers import ChatCompletions
+from inference.endpoints import ChatCompletions
 from knowledge.models import Document
 from knowledge.schemas import SearchTool
 from opengate.database import in_thread

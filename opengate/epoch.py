@@ -38,7 +38,7 @@ local function current_epoch(key)
   return epoch
 end
 """
-_CURRENT = CURRENT_LUA + "return current_epoch(KEYS[1])"
+_CURRENT = opengate_redis.Script(CURRENT_LUA + "return current_epoch(KEYS[1])")
 _BUMP = CURRENT_LUA + "current_epoch(KEYS[1]); return redis.call('INCR', KEYS[1])"
 
 # Beyond these ages rows are read again whatever the epoch says: a belt for a process that died between its commit
@@ -64,7 +64,7 @@ def observe(epoch: int) -> None:
 async def refresh() -> None:
     """Ask Redis for the epoch in force. With Redis away, age alone decides what is fresh."""
     try:
-        observe(int(await opengate_redis.ask("EVAL", _CURRENT, 1, KEY)))
+        observe(int(await _CURRENT.run([KEY], [])))
     except RedisAway:
         pass
 

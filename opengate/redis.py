@@ -274,7 +274,9 @@ async def trip(*commands: Command) -> list[Any]:
     if not breaker.allows():
         raise RedisAway
     answers = await _line().send(commands)
-    for answer in answers:
+    for at, answer in enumerate(answers):
+        if isinstance(answer, NoScriptError):  # it has forgotten them, or never knew
+            answer = answers[at] = (await _line().send([*_scripts, commands[at]]))[-1]
         if isinstance(answer, Exception):
             if isinstance(answer, _FAULTS) or (isinstance(answer, ResponseError) and str(answer).startswith(_UNABLE)):
                 raise RedisAway from answer
@@ -287,22 +289,27 @@ async def ask(*command: str | bytes | int | float) -> Any:
     return (await trip(command))[0]
 
 
+_scripts: list[Command] = []  # the commands that make Redis know each of them
+
+
 class Script:
     """A Lua script, which Redis runs as one step."""
 
     def __init__(self, text: str) -> None:
         self._text = text
         self._sha = sha1(text.encode()).hexdigest()  # noqa: S324  as Redis names its scripts
+        _scripts.append(("SCRIPT", "LOAD", text))
 
     async def run(self, keys: Sequence[str], arguments: Sequence[str | int | float]) -> Any:
-        """What it answers; it goes over the line once, and by its name from then on. Raises as `trip` does."""
-        try:
-            return await ask("EVALSHA", self._sha, len(keys), *keys, *arguments)
-        except NoScriptError:
-            return await ask(*self.command(keys, arguments))
+        """What it answers; raises as `trip` does."""
+        return await ask(*self.command(keys, arguments))
 
     def command(self, keys: Sequence[str], arguments: Sequence[str | int | float]) -> Command:
-        """The command that runs it whether Redis knows it or not, to travel with others."""
+        """The command of a `trip` that runs it."""
+        return ("EVALSHA", self._sha, len(keys), *keys, *arguments)
+
+    def whole(self, keys: Sequence[str], arguments: Sequence[str | int | float]) -> Command:
+        """The same with all of its text, for a client that does not know whether Redis has it."""
         return ("EVAL", self._text, len(keys), *keys, *arguments)
 
 

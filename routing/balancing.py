@@ -9,10 +9,10 @@ from typing import Final
 
 from django.conf import settings
 
-from routing import figures, places
+from routing import figures
 from routing.figures import NOTHING, Figures
 from routing.models import LoadBalancingStrategy, Metric
-from routing.places import UNLIMITED, Choice, Lease, Option, Waiting
+from routing.places import UNLIMITED, Choice, Option, Waiting, Wish
 from routing.snapshot import Provider, Router
 
 UNKNOWN: Final = float("inf")
@@ -22,7 +22,7 @@ MEASURED = frozenset({Metric.TTFT, Metric.LATENCY, Metric.PERFORMANCE})
 Grams = Callable[[Provider], float | None]
 
 
-async def lease(
+def wish(
     router: Router,
     call_id: str,
     *,
@@ -30,8 +30,8 @@ async def lease(
     priority: int = 0,
     tried: frozenset[int] = frozenset(),
     choice: Choice | None = None,
-) -> Lease:
-    """A place for the call at a provider that was not tried yet; raises ProvidersAway or ModelTooBusy.
+) -> Wish:
+    """The call's wish for a place at a provider that was not tried yet.
 
     `grams` answers a provider's grams of CO2eq a token, None where nobody knows. Who waits is served in the order of
     arrival; the highest priority counts as having come half the longest wait earlier, so that nobody is passed over
@@ -44,7 +44,7 @@ async def lease(
 
     share = min(priority, settings.ROUTING_MAX_PRIORITY) / settings.ROUTING_MAX_PRIORITY
     waiting = Waiting(call_id, tried, share * settings.ROUTING_MAX_WAIT_SECONDS / 2, choice or Choice())
-    return await places.take(router.id, options, waiting, settings.ROUTING_MAX_WAIT_SECONDS)
+    return Wish(router.id, options, waiting, settings.ROUTING_MAX_WAIT_SECONDS)
 
 
 def is_measured(router: Router) -> bool:

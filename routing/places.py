@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from django.conf import settings
 
@@ -52,7 +52,8 @@ def line_key(router_id: int) -> str:
 # Answers for each waiting call 0 (wait), 2n (place at the nth provider), 2n + 1 (the same, and its circuit counts
 # outages), or minus the milliseconds until a provider may be tried, when the circuits of all are open. Where some
 # circuit is open there is one answer more: a 1 or 0 a provider.
-_PLACE = opengate_redis.Script("""
+PLACES_LUA = """
+local function places_for(KEYS, ARGV)
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
 local line, heard = KEYS[1], KEYS[2]
@@ -151,7 +152,9 @@ if next(opens) then
   answers[number + 1] = table.concat(are_open)
 end
 return answers
-""")
+end
+"""
+_PLACES = opengate_redis.Script(PLACES_LUA + "return places_for(KEYS, ARGV)")
 
 
 class Option(NamedTuple):
@@ -269,22 +272,47 @@ class Waiting:
     place: asyncio.Future[Lease] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
-async def take(router_id: int, options: Options, waiting: Waiting, patience_seconds: float) -> Lease:
-    """A place for the call at the first provider with room; waits for one where there is none.
+class Wish:
+    """A call's wish for a place at one of a router's providers, for which it waits so long at most."""
 
-    Raises ProvidersAway when no provider is left or all their circuits are open, ModelTooBusy when the patience ends.
-    With Redis away the first provider is as good as any, and the call goes uncounted.
-    """
-    try:
-        await _ask(router_id, options, [waiting])
-        if not waiting.place.done():
-            await _wait(router_id, options, waiting, patience_seconds)
-        return waiting.place.result()
-    except ProvidersAway:
-        raise
-    except BaseException:
-        _heart().leaving.start(_withdraw(router_id, options, waiting))
-        raise
+    def __init__(self, router_id: int, options: Options, waiting: Waiting, patience_seconds: float) -> None:
+        self._router_id = router_id
+        self._options = options
+        self._waiting = waiting
+        self._patience_seconds = patience_seconds
+        self._is_asked = False
+
+    async def question(self) -> "Question":
+        """For whoever asks Redis in a trip of his own, and then tells the answers; `granted` has the place."""
+        self._is_asked = True
+        return Question(self._router_id, await self._options(), [self._waiting])
+
+    async def granted(self) -> Lease:
+        """A place at the first provider with room, as soon as there is one.
+
+        Raises ProvidersAway when no provider is left or all their circuits are open, ModelTooBusy when the patience
+        ends. With Redis away the first provider is as good as any, and the call goes uncounted.
+        """
+        try:
+            if not self._is_asked:
+                await (await self.question()).ask()
+            if not self._waiting.place.done():
+                await _wait(self._router_id, self._options, self._waiting, self._patience_seconds)
+            return self._waiting.place.result()
+        except ProvidersAway:
+            raise
+        except BaseException:
+            self.withdraw()
+            raise
+
+    def withdraw(self) -> None:
+        """Give back whatever the call has, or is about to get."""
+        _heart().leaving.start(_withdraw(self._router_id, self._options, self._waiting))
+
+
+async def take(router_id: int, options: Options, waiting: Waiting, patience_seconds: float) -> Lease:
+    """A place for the call; raises as `Wish.granted` does."""
+    return await Wish(router_id, options, waiting, patience_seconds).granted()
 
 
 async def _wait(router_id: int, options: Options, waiting: Waiting, patience_seconds: float) -> None:
@@ -316,41 +344,62 @@ async def _withdraw(router_id: int, options: Options, waiting: Waiting) -> None:
             await opengate_redis.trip(*(("ZREM", key, waiting.call_id) for key in keys))
 
 
-async def _ask(router_id: int, options: Options, calls: Sequence[Waiting]) -> None:
-    """Ask for places for these calls: who gets one has it, whom nobody can serve has the error, others wait on."""
-    given = await options()
-    asked: list[tuple[Waiting, str]] = []
-    for call in calls:
-        allowed = "".join("0" if option.provider.id in call.tried else "1" for option in given)
-        call.choice.options, call.choice.allowed = given, allowed
-        if "1" in allowed:
-            asked.append((call, allowed))
-        else:
-            call.place.set_exception(ProvidersAway())
-    if not asked:
-        return
-    keys = _line_keys(router_id)
-    arguments: list[str | int | float] = [LEASE_SECONDS, PATIENCE_SECONDS, circuit.TRIAL_SECONDS, len(given)]
-    for option in given:
-        keys += (inflight_key(option.provider.id), circuit.key(option.provider.id))
-        arguments.append(option.capacity)
-    for call, allowed in asked:
-        arguments += (call.call_id, allowed, call.head_start)
-    try:
-        answers = await _PLACE.run(keys, arguments)
-    except RedisAway:
-        answers = [2 * (allowed.index("1") + 1) for _, allowed in asked]
-        for call, _ in asked:
+class Question:
+    """Who asks for places at a router's providers, and its answers: who gets one has it, whom nobody can serve has the
+    error, others wait on."""
+
+    def __init__(self, router_id: int, options: Sequence[Option], calls: Sequence[Waiting]) -> None:
+        self._router_id = router_id
+        self._options = options
+        self._asked: list[tuple[Waiting, str]] = []
+        for call in calls:
+            allowed = "".join(["0" if option.provider.id in call.tried else "1" for option in options])
+            call.choice.options, call.choice.allowed = options, allowed
+            if "1" in allowed:
+                self._asked.append((call, allowed))
+            else:
+                call.place.set_exception(ProvidersAway())
+
+    def keys(self) -> list[str]:
+        keys = _line_keys(self._router_id)
+        for option in self._options:
+            keys += (inflight_key(option.provider.id), circuit.key(option.provider.id))
+        return keys
+
+    def arguments(self) -> list[str | int | float]:
+        arguments: list[str | int | float] = [LEASE_SECONDS, PATIENCE_SECONDS, circuit.TRIAL_SECONDS]
+        arguments.append(len(self._options))
+        arguments += [option.capacity for option in self._options]
+        for call, allowed in self._asked:
+            arguments += (call.call_id, allowed, call.head_start)
+        return arguments
+
+    async def ask(self) -> None:
+        if self._asked:
+            try:
+                self.answered(await _PLACES.run(self.keys(), self.arguments()))
+            except RedisAway:
+                self.unanswered()
+
+    def answered(self, answers: list[Any]) -> None:
+        are_open = answers.pop().decode() if len(answers) > len(self._asked) else ""
+        for (call, _), answer in zip(self._asked, answers, strict=True):
+            call.choice.open = are_open
+            if answer > 0:
+                self._place(call, answer // 2 - 1, is_suspect=answer % 2 == 1)
+            elif answer < 0:
+                call.place.set_exception(ProvidersAway(-answer / 1000))
+
+    def unanswered(self) -> None:
+        """Redis is away."""
+        for call, allowed in self._asked:
             call.choice.is_counted = False
-    are_open = answers.pop().decode() if len(answers) > len(asked) else ""
-    for (call, _), answer in zip(asked, answers, strict=True):
-        call.choice.open = are_open
-        if answer > 0:
-            call.choice.chosen = answer // 2 - 1
-            provider = given[call.choice.chosen].provider
-            call.place.set_result(Lease(provider, call.call_id, router_id, is_suspect=answer % 2 == 1))
-        elif answer < 0:
-            call.place.set_exception(ProvidersAway(-answer / 1000))
+            self._place(call, allowed.index("1"))
+
+    def _place(self, call: Waiting, at: int, *, is_suspect: bool = False) -> None:
+        call.choice.chosen = at
+        provider = self._options[at].provider
+        call.place.set_result(Lease(provider, call.call_id, self._router_id, is_suspect=is_suspect))
 
 
 def _line_keys(router_id: int) -> list[str]:
@@ -378,7 +427,7 @@ class _Line:
             calls = [call for call in self.waiting.values() if not call.place.done()]
             if calls:
                 try:
-                    await _ask(self.router_id, self.options, calls)
+                    await Question(self.router_id, await self.options(), calls).ask()
                 except Exception:
                     logger.exception("Nobody in the line of router %s could be served.", self.router_id)
         del _heart().lines[self.router_id]

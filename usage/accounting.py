@@ -22,10 +22,11 @@ from opengate.redis import Command, RedisAway
 from routing import balancing
 from routing.errors import ModelTooBusy, ProvidersAway
 from routing.figures import Sample
-from routing.places import Lease
+from routing.places import Lease, Wish
 from routing.snapshot import Provider, Router
 from usage import budgets, carbon, ledger, limits, measures, pricing, spans, spool
 from usage.budgets import Need
+from usage.errors import LimitsAway
 from usage.flight import Flight
 from usage.ledger import Record
 from usage.limits import Admission
@@ -94,6 +95,7 @@ class Call:
         self.tokens = Tokens()
         self.flight = Flight(self.started)
         self.part_of = traces.here()
+        self._wish: Wish | None = None  # for the first place, until that is taken
         self._settlement: asyncio.Task[None] | None = None
         self._footprint: carbon.Footprint | None = None
 
@@ -111,28 +113,39 @@ class Call:
         Raises RateLimitExceeded, InsufficientBudget, InsufficientCarbonBudget, or LimitsAway and DatabaseAway when
         nobody can tell. Whoever is refused for want of money gives back what was taken from the limits.
         """
-        admission = await limits.admit(self.principal, router, granted, need.prompt, self.request_id)
+        is_reserved = await self._is_reserved(router)
+        wish = None if is_reserved else self._wish_for_place(router)
+        place = None if wish is None else await wish.question()
+        try:
+            admission = await limits.admit(self.principal, router, granted, need.prompt, self.request_id, place)
+        except (LimitsAway, asyncio.CancelledError):
+            if wish is not None:
+                wish.withdraw()
+            raise
         if admission == "stale":
             self.principal = await principals.again(self.principal)
             return False
         self.router, self.router_name = router, router.name
         work.current().router = router.name
         self.flight.admitted(admission)
-        try:
-            await self._reserve(router, need)
-        except APIError:
-            await admission.give_back()
-            raise
-        except asyncio.CancelledError:  # the caller left
-            _settling().start(admission.give_back())
-            raise
-        self.admission = admission
+        if is_reserved:
+            try:
+                await self._reserve(router, need)
+            except APIError:
+                await admission.give_back()
+                raise
+            except asyncio.CancelledError:  # the caller left
+                _settling().start(admission.give_back())
+                raise
+        self.admission, self._wish = admission, wish
         return True
 
-    async def _reserve(self, router: Router, need: Need) -> None:
+    async def _is_reserved(self, router: Router) -> bool:
+        """Whether the call takes from a budget."""
         limited = await budgets.limited(self.principal.user_id)
-        if not (limited.carbon or (limited.money and router.has_price)):
-            return
+        return limited.carbon or (limited.money and router.has_price)
+
+    async def _reserve(self, router: Router, need: Need) -> None:
         rate = max((_grams(provider) or 0.0 for provider in router.providers), default=0.0)
         if rate or router.has_price:
             # What it says of tokens is filled in if it is ever used.
@@ -142,6 +155,16 @@ class Call:
                 self.estimated_cost = held.expected
                 self.flight.reserved(held)
 
+    def _wish_for_place(self, router: Router) -> Wish:
+        return balancing.wish(
+            router,
+            self.request_id,
+            grams=_grams,
+            priority=self.principal.priority,
+            tried=self.tried,
+            choice=self.flight.seeks(router.strategy),
+        )
+
     def admit_unrouted(self, name: str) -> None:
         """Admit a call that the gateway answers itself, under this name: no router, no limits, no price."""
         self.router_name = name
@@ -150,22 +173,17 @@ class Call:
     # what happens on the way
 
     async def next_provider(self, prompt_tokens: int) -> Provider:
-        """Leave the provider that failed, if any, for a place at one not tried yet; raises as `balancing.lease` does.
+        """Leave the provider that failed, if any, for a place at one not tried yet; raises as `Wish.granted` does.
 
-        From then on the prompt counts, as estimated until the provider tells.
+        The first place was asked for with the admission. From now on the prompt counts, as estimated until the provider
+        tells.
         """
         assert self.router is not None  # it was admitted
         if self.lease is not None:
             lease, self.lease = self.lease, None
             await lease.release()
-        self.lease = await balancing.lease(
-            self.router,
-            self.request_id,
-            grams=_grams,
-            priority=self.principal.priority,
-            tried=self.tried,
-            choice=self.flight.seeks(self.router.strategy),
-        )
+        wish, self._wish = self._wish or self._wish_for_place(self.router), None
+        self.lease = await wish.granted()
         self.provider = self.lease.provider
         work.current().provider = self.provider.id
         self.flight.placed(self.provider.id)
@@ -275,6 +293,8 @@ class Call:
             self._measure(status)
             return
         if self._settlement is None:
+            if self._wish is not None:
+                self._wish.withdraw()
             self._measure(status)
             self._settlement = _settling().start(self._settle(self._record(status, outcome), outcome))
             if self.part_of is not None:

@@ -58,6 +58,8 @@ class Flight:
 
     def admitted(self, admission: Admission) -> None:
         self.admission, self.admitted_at = admission, time.perf_counter()
+        if self.sought_at is not None:  # in the same trip
+            self.sought_at = self.admitted_at
 
     def reserved(self, held: Held) -> None:
         self.held, self.reserved_at = held, time.perf_counter()

@@ -7,7 +7,7 @@ from an empty counter, and so is the strategy: how a counter forgets is in `usag
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import redis
 from django.conf import settings
@@ -19,6 +19,7 @@ from opengate import redis as opengate_redis
 from opengate.epoch import Replica
 from opengate.redis import Command, RedisAway
 from routing.errors import ModelNotFound
+from routing.places import Question
 from routing.snapshot import Router
 from usage import windows
 from usage.errors import LimitsAway, RateLimitExceeded, RouterClosed
@@ -149,9 +150,14 @@ class Admission:
 
 
 async def admit(
-    principal: Principal, router: Router, limits: Limits, prompt_tokens: int, call_id: str
+    principal: Principal,
+    router: Router,
+    limits: Limits,
+    prompt_tokens: int,
+    call_id: str,
+    place: Question | None = None,
 ) -> Admission | Literal["stale"]:
-    """Take one request and its prompt tokens from all limits, or nothing.
+    """Take one request and its prompt tokens from all limits, or nothing; in the same trip ask for its place, if any.
 
     "stale" says that the epoch moved on: look up caller, router and limits again. Raises RateLimitExceeded, or
     LimitsAway with Redis away and limits set to close then.
@@ -165,10 +171,12 @@ async def admit(
     values = arguments[::3]
     keys = [epoch.KEY, *(_counter(t, principal.user_id, router.id, v) for t, v in zip(types, values, strict=True))]
     try:
-        answer = await _strategy().admit.run(keys, [epoch.known(), call_id, *arguments])
+        answer = await _ask(keys, [epoch.known(), call_id, *arguments], place)
     except RedisAway:
         if settings.LIMITS_FAIL_OPEN:
             _UNLIMITED.inc()
+            if place is not None:
+                place.unanswered()
             return Admission(call_id, principal.user_id, router.id, is_checked=False)
         raise LimitsAway from None
     verdict, newest = answer[0], int(answer[1])
@@ -191,6 +199,17 @@ async def admit(
     return Admission(call_id, principal.user_id, router.id, prompt_tokens, found)
 
 
+async def _ask(keys: list[str], arguments: list[str | int | float], place: Question | None) -> Any:
+    if place is None:
+        return await _strategy().admit.run(keys, arguments)
+    counts = (len(keys), len(arguments))
+    script = _strategy().admit_and_place
+    answer, *places = await script.run([*keys, *place.keys()], [*counts, *arguments, *place.arguments()])
+    if places:
+        place.answered(places[0])
+    return answer
+
+
 def remaining(user_id: int, held: Sequence[tuple[int, str, int]]) -> dict[tuple[int, str], int]:
     """What a user has left of limits now, by router and type; `held` has a router, a type and the limit's value each.
 
@@ -202,7 +221,7 @@ def remaining(user_id: int, held: Sequence[tuple[int, str, int]]) -> dict[tuple[
     arguments = [number for _, type, value in held for number in (value, WINDOW_SECONDS[type] * 1000)]
     with opengate_redis.sync_client() as client:
         try:
-            counts = client.execute_command(*_strategy().count.command(keys, arguments))
+            counts = client.execute_command(*_strategy().count.whole(keys, arguments))
         except (redis.RedisError, OSError):
             return {}
     return {

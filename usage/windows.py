@@ -16,6 +16,7 @@ from collections.abc import Mapping
 
 from opengate import epoch
 from opengate.redis import Script
+from routing.places import PLACES_LUA
 
 _CLOCK = """
 local function clock()
@@ -136,6 +137,7 @@ end
 # a counter. Answers {0 | -1 stale | n: the nth counter refuses, epoch, Redis' clock, then of each counter its count,
 # the ms until it is empty, and the ms until this cost would fit}. A cost of 0 is never refused.
 _ADMIT = """
+local function admit(KEYS, ARGV)
 local epoch = current_epoch(KEYS[1])
 if epoch ~= ARGV[1] then return {-1, epoch} end
 local now = clock()
@@ -158,6 +160,16 @@ if verdict == 0 then
   end
 end
 return answer
+end
+"""
+
+# KEYS: the admission's, then those of `routing.places`. ARGV: how many keys and arguments are the admission's, its
+# arguments, then the others. Answers what the admission does and, for whoever is admitted, what the others do.
+_ADMIT_AND_PLACE = """
+local keys, arguments = tonumber(ARGV[1]), tonumber(ARGV[2])
+local answer = admit({unpack(KEYS, 1, keys)}, {unpack(ARGV, 3, 2 + arguments)})
+if answer[1] ~= 0 then return {answer} end
+return {answer, places_for({unpack(KEYS, keys + 1)}, {unpack(ARGV, 3 + arguments)})}
 """
 
 # KEYS: counters. ARGV: limit and window (ms) of each. Answers what each has counted, and takes nothing.
@@ -177,10 +189,15 @@ FUNCTIONS: Mapping[str, str] = {"fixed_window": _FIXED, "moving_window": _MOVING
 
 
 class Strategy:
-    """The scripts of a strategy: `admit` takes from all counters or from none, `correct` changes one, `count` looks."""
+    """The scripts of a strategy: `admit` takes from all counters or from none, `correct` changes one, `count` looks.
+
+    `admit_and_place` also gives a call that is admitted its place at a provider.
+    """
 
     def __init__(self, name: str, clock: str = _CLOCK) -> None:
-        self.admit = Script(clock + FUNCTIONS[name] + epoch.CURRENT_LUA + _ADMIT)
+        admission = clock + FUNCTIONS[name] + epoch.CURRENT_LUA + _ADMIT
+        self.admit = Script(admission + "return admit(KEYS, ARGV)")
+        self.admit_and_place = Script(admission + PLACES_LUA + _ADMIT_AND_PLACE)
         self.correct = Script(clock + FUNCTIONS[name] + _CORRECT)
         self.count = Script(clock + FUNCTIONS[name] + _COUNT)
 

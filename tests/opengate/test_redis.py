@@ -1,13 +1,14 @@
 """The line to Redis: shared trips, each caller its own answers, and a breaker."""
 
 import asyncio
+import time
 
 import pytest
 import redis
 
 from opengate import redis as opengate_redis
 from opengate.loops import in_loop
-from opengate.redis import Breaker, RedisAway
+from opengate.redis import Breaker, RedisAway, Script
 from tests.server import free_port
 
 pytestmark = pytest.mark.usefixtures("redis_client")
@@ -48,6 +49,42 @@ def test_a_command_that_cannot_be_written_is_an_error_and_no_endless_wait():
 
     with pytest.raises(redis.DataError):
         in_loop(story())
+
+
+def test_a_script_that_redis_has_forgotten_is_told_to_it_again_on_the_way(redis_client):
+    script = Script("return redis.call('INCR', KEYS[1])")
+
+    async def story() -> list:
+        first = await script.run(["n"], [])
+        redis_client.script_flush()
+        return [first, *await opengate_redis.trip(("ECHO", "a"), script.command(["n"], []), ("ECHO", "b"))]
+
+    assert in_loop(story()) == [1, b"a", 2, b"b"]
+
+
+def test_what_is_on_its_way_when_a_kept_connection_closes_goes_once_more(redis_client):
+    async def story() -> list:
+        await opengate_redis.ask("PING")
+        redis_client.client_kill_filter(_type="normal", skipme=True)
+        return await opengate_redis.trip(("SET", "a", 1), ("GET", "a"))
+
+    assert in_loop(story())[1] == b"1"
+
+
+def test_an_answer_that_does_not_come_in_time_is_waited_for_no_longer(redis_client, settings, breaker):
+    settings.REDIS_TIMEOUT_SECONDS = 0.05
+
+    async def story() -> None:
+        await opengate_redis.ask("PING")
+        redis_client.client_pause(300)
+        began = time.monotonic()
+        with pytest.raises(RedisAway):
+            await opengate_redis.ask("SET", "a", 1)
+        assert time.monotonic() - began < 0.25
+        redis_client.client_unpause()
+        assert await opengate_redis.ask("ECHO", "mine") == b"mine"  # on a new connection
+
+    in_loop(story())
 
 
 def test_a_caller_who_leaves_takes_no_answer_from_the_others():

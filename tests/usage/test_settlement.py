@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+from dataclasses import replace
 from datetime import datetime
 
 import pytest
@@ -14,6 +15,7 @@ from opengate import redis as opengate_redis
 from opengate.loops import in_loop
 from routing.models import Router
 from routing.snapshot import _router
+from tests.routing.providers import provider
 from tests.usage.records import fund, left
 from usage import limits, spool
 from usage.accounting import Call, Tokens
@@ -30,7 +32,7 @@ def priced(transactional_db):
     row = Router.objects.create(
         name="priced", type="text-generation", cost_prompt_tokens=10**6, cost_completion_tokens=10**6
     )
-    return _router(Router.objects.get(id=row.id))
+    return replace(_router(Router.objects.get(id=row.id)), providers=(provider(1),))
 
 
 def principal(user):
@@ -59,10 +61,11 @@ def read_only(transactional_db):
 
 
 async def serve(user, router, granted=UNLIMITED) -> Call:
-    """A call that was admitted and has used 3 and 5 tokens."""
+    """A call that was admitted, got its place, and has used 3 and 5 tokens."""
     await epoch.refresh()
     call = new_call(user)
     assert await call.admit(router, granted, Need(prompt=3, completion=50))
+    await call.next_provider(3)
     call.tokens = Tokens(3, 5)
     return call
 

@@ -36,7 +36,7 @@ class Counters:
     def take(self, *wanted: tuple[int, int], id: str = "a") -> tuple[int, list[tuple[int, int, int]]]:
         keys = [f"{self.prefix}:{n}" for n in range(len(wanted))]
         arguments = [value for limit, cost in wanted for value in (limit, cost, WINDOW)]
-        script = SCRIPTS[self.name].admit.command([epoch.KEY, *keys], ["1", id, *arguments])
+        script = SCRIPTS[self.name].admit.whole([epoch.KEY, *keys], ["1", id, *arguments])
         verdict, _, now, *found = self.client.execute_command(*script)
         assert now == self.now
         if self.name == "fixed_window":
@@ -44,7 +44,7 @@ class Counters:
         return verdict, list(zip(found[::3], found[1::3], found[2::3], strict=True))
 
     def correct(self, delta: int, cost: int, ends: int, id: str = "a") -> None:
-        script = SCRIPTS[self.name].correct.command([f"{self.prefix}:0"], [delta, cost, WINDOW, ends, id])
+        script = SCRIPTS[self.name].correct.whole([f"{self.prefix}:0"], [delta, cost, WINDOW, ends, id])
         self.client.execute_command(*script)
 
 

@@ -94,6 +94,7 @@ async def _live(receive: Receive, send: Send) -> None:
             await send({"type": "lifespan.startup.complete"})
         else:
             await loops.wind_down()
+            metrics.write()
             await asyncio.gather(asyncio.to_thread(traces.close), asyncio.to_thread(sentry.close))
             await send({"type": "lifespan.shutdown.complete"})
             return

@@ -159,10 +159,44 @@ def _kept(folder: Path, kind: str, *about: Any, **mode: Any) -> Any:
     file = f"gauge_{mode['multiprocess_mode']}" if kind == "gauge" else kind
     try:
         _make_room(folder / f"{file}_{_own_seat()}.db")
-        return _shared()(kind, *about, **mode)
+        kept = _shared()(kind, *about, **mode)
+        return kept if kind == "gauge" else _Gathering(kept)
     except OSError as error:
         logger.warning("The metric %s is kept in memory: %s.", about[0], error)
         return values.MutexValue(kind, *about, **mode)
+
+
+class _Gathering:
+    """A number in a file, to which a web process adds once a second: to write there takes longer than to count."""
+
+    __slots__ = ("kept", "more")
+
+    def __init__(self, kept: Any) -> None:
+        self.kept = kept
+        self.more = 0.0
+
+    def inc(self, amount: float) -> None:
+        if _beating is None:
+            self.kept.inc(amount)
+            return
+        if not self.more:
+            _gathered.append(self)
+        self.more += amount
+
+    def get(self) -> float:
+        return float(self.kept.get()) + self.more
+
+
+_gathered: list[_Gathering] = []  # those with more than is written
+
+
+def write() -> None:
+    """Write what was counted since the last time."""
+    global _gathered
+    numbers, _gathered = _gathered, []
+    for number in numbers:
+        more, number.more = number.more, 0.0
+        number.kept.inc(more)
 
 
 class _Late:
@@ -249,14 +283,16 @@ def begin() -> None:
     global _beating
     loop = asyncio.get_running_loop()
     if _beating is not loop and settings.METRICS:
-        _beating = loop
         for number in _late:
             number.inc(0)  # there before anything has happened
+        _beating = loop
+        atexit.register(write)
         loop.call_later(BEAT_SECONDS, _beat, loop, loop.time() + BEAT_SECONDS)
 
 
 def _beat(loop: asyncio.AbstractEventLoop, due: float) -> None:
     late = max(loop.time() - due, 0.0)
+    write()
     loop.call_later(BEAT_SECONDS, _beat, loop, loop.time() + BEAT_SECONDS)
     process = _seat or ALONE
     LAG.labels(process).observe(late)
@@ -270,7 +306,8 @@ def _beat(loop: asyncio.AbstractEventLoop, due: float) -> None:
 
 
 def read() -> list[Metric]:
-    """What all processes have counted, and how those are that live."""
+    """What all processes have counted until a second ago, and this one until now, and how those are that live."""
+    write()
     if _folder is not None:
         return of(_folder)
     return [*registry.collect(), *_processes({ALONE: str(os.getpid())})]

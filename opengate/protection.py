@@ -74,14 +74,22 @@ def protected(application: Application) -> Application:
 def _completed(headers: Iterable[Header], usual: tuple[Header, ...]) -> list[Header]:
     """The headers and those of the usual ones that are not among them."""
     completed = list(headers)
-    said = {name.lower(): value for name, value in completed}
-    content_type = said.get(b"content-type", b"")
-    if content_type.startswith(b"text/html"):
+    kind = b""
+    for name, value in completed:
+        if name.lower() == b"content-type":
+            kind = value[:9]
+    return [*completed, *_missing(tuple([name for name, _ in completed]), kind, usual)]
+
+
+@lru_cache(maxsize=1024)
+def _missing(names: tuple[bytes, ...], kind: bytes, usual: tuple[Header, ...]) -> tuple[Header, ...]:
+    """Of the usual headers those without a name among these, for an answer whose type begins so."""
+    said = {name.lower() for name in names}
+    if kind == b"text/html":
         usual = (ON_PAGES, *usual)
-    elif content_type.startswith(b"image/svg"):
+    elif kind == b"image/svg":
         usual = (IN_DRAWINGS, *(header for header in usual if header[0] != IN_DRAWINGS[0]))
-    completed += [header for header in usual if header[0] not in said]
-    return completed
+    return tuple(header for header in usual if header[0] not in said)
 
 
 def _hsts() -> list[Header]:

@@ -35,6 +35,7 @@ WORDS: Mapping[str, str] = {
     "tpm": "input tokens per minute",
     "tpd": "input tokens per day",
 }
+_KINDS: Mapping[str, str] = {"rpm": "requests", "rpd": "requests", "tpm": "tokens", "tpd": "tokens"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,13 +239,17 @@ def _counter(type: str, user_id: int, router_id: int, limit: int) -> str:
 
 
 def _headers(windows: Sequence[Window]) -> dict[str, str]:
+    tightest: dict[str, Window] = {}
+    for window in windows:
+        kind = _KINDS[window.type]
+        known = tightest.get(kind)
+        if known is None or window.limit - window.count < known.limit - known.count:
+            tightest[kind] = window
     found: dict[str, str] = {}
-    for kind, types in (("requests", ("rpm", "rpd")), ("tokens", ("tpm", "tpd"))):
-        tightest = min((w for w in windows if w.type in types), key=lambda w: w.remaining, default=None)
-        if tightest is not None:
-            found[f"x-ratelimit-limit-{kind}"] = str(tightest.limit)
-            found[f"x-ratelimit-remaining-{kind}"] = str(tightest.remaining)
-            found[f"x-ratelimit-reset-{kind}"] = _duration(tightest.reset_ms)
+    for kind, window in tightest.items():
+        found[f"x-ratelimit-limit-{kind}"] = str(window.limit)
+        found[f"x-ratelimit-remaining-{kind}"] = str(window.remaining)
+        found[f"x-ratelimit-reset-{kind}"] = _duration(window.reset_ms)
     return found
 
 

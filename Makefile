@@ -11,7 +11,7 @@ VENDORED := opengate/static/opengate/vendor
 MODELS_SORRY := The local models could not be installed here; everything else works without them.
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint types imports check image-check migrations-check supply sbom fuzz drill drill-ingestion soak bench bench-capacity bench-ledger bench-search bench-console lock reference vendor messages clean
+.PHONY: help quickstart test lint types imports check image-check migrations-check supply sbom fuzz drill drill-ingestion soak bench bench-streams bench-regression bench-lists bench-capacity bench-ledger bench-search bench-console lock reference vendor messages clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,8 +72,16 @@ bench-console: $(VENV)/installed-dev ## every page of the console with a million
 bench-capacity: $(VENV)/installed-dev ## what a call costs each part, and what a core, a connection and a byte carry
 	$(PYTHON) benchmarks/capacity.py
 
-bench: $(VENV)/installed-dev ## what a call and a list cost, into benchmarks/results
-	$(PYTHON) benchmarks/chat.py
+bench: $(VENV)/installed-dev ## what a call costs beside LiteLLM, into benchmarks/results and docs/performance.md (ten minutes)
+	$(PYTHON) benchmarks/standard.py
+
+bench-streams: $(VENV)/installed-dev ## a thousand streams at once for a minute
+	$(PYTHON) benchmarks/streams.py
+
+bench-regression: $(VENV)/installed-dev ## CPU a call against the last release; fails beyond +15 %
+	$(PYTHON) benchmarks/regression.py
+
+bench-lists: $(VENV)/installed-dev ## what a page of a list costs among a hundred thousand
 	$(PYTHON) benchmarks/lists.py
 
 lock: $(VENV)/installed ## compile requirements*.in anew

@@ -23,7 +23,6 @@ from dataclasses import dataclass, fields
 from itertools import cycle
 from pathlib import Path
 from statistics import linear_regression, median
-from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -33,8 +32,15 @@ import redis
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import load  # noqa: E402
-from benchmarks.chat import process, wait_for  # noqa: E402
+from benchmarks.client import Options, Run, Target  # noqa: E402
+from benchmarks.processes import (  # noqa: E402
+    CORES,
+    Processes,
+    process,
+    stat_fields,
+    wait_for,
+    with_descendants,
+)
 from benchmarks.services import servers  # noqa: E402
 from tests.server import free_port  # noqa: E402
 
@@ -84,26 +90,26 @@ NAMES = [field.name for field in fields(Reading)]
 
 def cpu(pid: int) -> float:
     """Seconds of a process and its descendants, those that have ended among them."""
-    tree = load.Processes("")
-    tree.pids = load.with_descendants([pid])
+    tree = Processes("")
+    tree.pids = with_descendants([pid])
     return float(tree.cpu())
 
 
 def child_named(command: str) -> int:
     """The process of that name which this one has started."""
     for path in Path("/proc").glob("[0-9]*"):
-        stat = load.stat_fields(int(path.name))
+        stat = stat_fields(int(path.name))
         if stat and int(stat[1]) == os.getpid() and (path / "comm").read_text().strip() == command:
             return int(path.name)
     raise SystemExit(f"There is no {command}.")
 
 
-class Callers(load.Target):
+class Callers(Target):
     """A target of the load generator, called with many keys in turn."""
 
     def __init__(self, port: int, path: str, body: dict[str, Any], keys: list[str]) -> None:
         self.name, self.host, self.port = path, "127.0.0.1", port
-        self.processes = self.aux = load.Processes("")
+        self.processes = self.aux = Processes("")
         raw = json.dumps(body).encode()
         head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
         requests = [
@@ -112,12 +118,8 @@ class Callers(load.Target):
         self._next = cycle(requests)
 
     @property
-    def request(self) -> bytes:  # type: ignore[override]
+    def request(self) -> bytes:
         return next(self._next)
-
-
-def options(callers: int) -> Any:
-    return SimpleNamespace(rate=0, requests=0, concurrency=callers, timeout=60, max_connections=2048)
 
 
 TEXT = ("All work and no play makes a dull gateway. " * 10)[:400]
@@ -138,18 +140,18 @@ class Installation:
         stack.callback(self.database.close)
         provider = free_port()
         upstream = [sys.executable, "benchmarks/upstream.py", "--port", str(provider)]
-        stack.enter_context(process(upstream, dict(os.environ), load_cores()))
+        stack.enter_context(process(upstream, dict(os.environ), CORES))
         self.keys, self.budget_keys, self.collection = furnish(f"http://127.0.0.1:{provider}/")
         beat = ["-s", str(Path(os.environ["OPENGATE_VAR"]) / "beat"), "--loglevel", "error"]
         celery = [sys.executable, "-m", "celery", "-A", "opengate", "worker", "-B", "-c", "1", *beat]
-        self.worker = stack.enter_context(process(celery, dict(os.environ), load_cores())).pid
+        self.worker = stack.enter_context(process(celery, dict(os.environ), CORES)).pid
         self.port, self.web = free_port(), 0
         self.web = self.serve(stack, self.port, 1)
         self.idle: Reading | None = None
 
     def serve(self, stack: ExitStack, port: int, workers: int) -> int:
         command = [sys.executable, "manage.py", "serve", "--workers", str(workers), "--port", str(port)]
-        pid = stack.enter_context(process(command, dict(os.environ), load_cores())).pid
+        pid = stack.enter_context(process(command, dict(os.environ), CORES)).pid
         wait_for(f"http://127.0.0.1:{port}/health/ready", 120)
         return pid
 
@@ -195,7 +197,7 @@ class Installation:
         proof = b'"data"' if path.endswith(("search", "embeddings")) else b'"choices"'
         target = Callers(how.get("port") or self.port, path, body, keys or self.keys)
         for number in range(self.rounds + 1):
-            run = load.Run(target, options(callers), stream, proof)
+            run = Run(target, Options(callers), stream, proof)
             if not number:  # every process learns every key
                 await run.once(SECONDS, False)
                 await self.quiet()
@@ -297,9 +299,9 @@ class Installation:
         """Streams that have begun and say nothing: memory, descriptors and CPU of one."""
         port = free_port()
         parent = self.serve(stack, port, 1)
-        (web,) = [pid for pid in load.with_descendants([parent]) if pid != parent and is_web(pid)]
+        (web,) = [pid for pid in with_descendants([parent]) if pid != parent and is_web(pid)]
         target = Callers(port, "/v1/chat/completions", chat("[[bench chunks=3 delay=90000]]", stream=True), self.keys)
-        run = load.Run(target, options(1), True, b"")
+        run = Run(target, Options(1), True, b"")
         run.open = True
         seen: list[tuple[int, float, int]] = []
         for count in OPEN_STREAMS:
@@ -365,9 +367,9 @@ class Installation:
         for _ in range(self.rounds):
             self.memory.incr("opengate:epoch")
             target = Callers(self.port, "/v1/chat/completions", chat(), self.keys)
-            given = options(32)
+            given = Options(32)
             given.requests = len(self.keys)
-            run = load.Run(target, given, False, b'"choices"')
+            run = Run(target, given, False, b'"choices"')
             before = self.read()
             slice_ = await run.once(60, False)
             await self.quiet()
@@ -407,10 +409,6 @@ class Installation:
             found[name] = round(sum(weights) / COUNTED_USERS)
         print(f"counters: {found}", flush=True)
         return found
-
-
-def load_cores() -> list[int]:
-    return sorted(os.sched_getaffinity(0))
 
 
 def is_web(pid: int) -> bool:

@@ -38,7 +38,7 @@ import redis
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.chat import wait_for  # noqa: E402
+from benchmarks.processes import wait_for  # noqa: E402
 from opengate.embedded import Postgres, Valkey  # noqa: E402
 from tests.flows.dependency import Dependency  # noqa: E402
 from tests.flows.worker import Worker  # noqa: E402

@@ -30,7 +30,7 @@ Streams carry the send time of each chunk inside its text, as @t<nanoseconds>@
 delay that a gateway adds to every single chunk.
 
 Endpoints: POST .../chat/completions, .../completions, .../embeddings, GET .../models,
-GET /stats (counters), POST /reset. Loopback by default. No authentication.
+GET /stats (counters; "open" are those not answered to their end), POST /reset. Loopback by default. No authentication.
 """
 
 from __future__ import annotations
@@ -228,7 +228,7 @@ def usage_chunk(completion: int) -> bytes:
     return event(HEAD + '"choices":[],"usage":' + json.dumps(usage_of(completion)) + "}")
 
 
-STATS = {"connections": 0, "requests": 0, "streams": 0, "chunks": 0, "faults": 0, "aborted_by_client": 0}
+STATS = {"connections": 0, "requests": 0, "streams": 0, "chunks": 0, "faults": 0, "aborted_by_client": 0, "open": 0}
 
 
 class Provider(asyncio.Protocol):
@@ -252,6 +252,7 @@ class Provider(asyncio.Protocol):
             self.timer = None
         if self.busy:
             STATS["aborted_by_client"] += 1
+            self.done()
         self.transport = None
 
     def data_received(self, data):
@@ -279,12 +280,18 @@ class Provider(asyncio.Protocol):
                 body, stop = b"", start
             self.buffer = self.buffer[stop:]
             self.busy = True
+            STATS["open"] += 1
             self.answer(head, body)
+
+    def done(self):
+        self.busy = False
+        STATS["open"] -= 1
 
     def send(self, data: bytes):
         if self.transport is not None:
             self.transport.write(data)
-        self.busy = False
+        if self.busy:
+            self.done()
 
     def send_later(self, ms: float, data: bytes):
         if ms <= 0:
@@ -304,9 +311,9 @@ class Provider(asyncio.Protocol):
             return self.send(MODELS)
         if path == b"/stats":
             STATS["requests"] -= 1
-            return self.send(response(200, json.dumps(STATS).encode()))
+            return self.send(response(200, json.dumps(STATS | {"open": STATS["open"] - 1}).encode()))
         if path == b"/reset":
-            for key in STATS:
+            for key in STATS.keys() - {"open"}:
                 STATS[key] = 0
             return self.send(response(200, b"{}"))
         found = DIRECTIVE.search(body)
@@ -367,7 +374,7 @@ class Provider(asyncio.Protocol):
             todo[7] = False
         if sent == cut:
             STATS["faults"] += 1
-            self.busy = False
+            self.done()
             self.transport.abort() if sent % 2 else self.transport.close()
             return
         if sent == stall:

@@ -11,7 +11,7 @@ VENDORED := opengate/static/opengate/vendor
 MODELS_SORRY := The local models could not be installed here; everything else works without them.
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint types imports check image-check migrations-check supply sbom fuzz drill drill-ingestion soak bench bench-streams bench-regression bench-lists bench-capacity bench-ledger bench-search bench-console lock reference vendor messages clean
+.PHONY: help quickstart test lint types imports check image-check migrations-check supply sbom fuzz drill drill-ingestion soak bench bench-streams bench-regression bench-lists bench-capacity bench-clients bench-ledger bench-search bench-console lock reference vendor messages clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -71,6 +71,9 @@ bench-console: $(VENV)/installed-dev ## every page of the console with a million
 
 bench-capacity: $(VENV)/installed-dev ## what a call costs each part, and what a core, a connection and a byte carry
 	$(PYTHON) benchmarks/capacity.py
+
+bench-clients: $(VENV)/installed-dev ## what a call of a provider costs by our connections, and by other clients
+	$(PYTHON) benchmarks/clients.py --json benchmarks/results/clients.json
 
 bench: $(VENV)/installed-dev ## what a call costs beside LiteLLM, into benchmarks/results and docs/performance.md (ten minutes)
 	$(PYTHON) benchmarks/standard.py

@@ -2,12 +2,13 @@
 
 import logging
 import os
+import socket
+import ssl
 from dataclasses import dataclass
-
-import aiohttp
 
 from inference import upstream
 from inference.errors import UpstreamTrouble
+from inference.upstream.connections import NotConnected
 from routing import models
 from routing.errors import ProviderUnreachable
 from routing.snapshot import provider_of
@@ -47,8 +48,10 @@ async def discover(provider: models.Provider, router_type: str) -> Discovered:
 def _cause(error: UpstreamTrouble) -> str:
     """Why nobody was met, for who runs the gateway; the API tells nobody what its network looks like from within."""
     cause = error.__cause__
-    if not isinstance(cause, aiohttp.ClientConnectorError):
+    if not isinstance(cause, NotConnected):
         return ""
-    if isinstance(cause, aiohttp.ClientConnectorDNSError):
-        return f" (The name {cause.host} is not known.)"
-    return f" ({cause.host}, port {cause.port}: {os.strerror(cause.os_error.errno or 0)}.)"
+    if isinstance(cause.error, socket.gaierror):
+        return f" (The name {cause.place.host} is not known.)"
+    if isinstance(cause.error, ssl.SSLError):
+        return f" ({cause.place.host}, port {cause.place.port}: {cause.error.reason or 'no TLS'}.)"
+    return f" ({cause.place.host}, port {cause.place.port}: {os.strerror(cause.error.errno or 0)}.)"

@@ -5,13 +5,13 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, ClassVar
 
-import aiohttp
 from pydantic_core import to_json
 
 from inference.audio import TEXT_FORMATS, Transcription
 from inference.errors import ModelUnknown, UnreadableAnswer, UpstreamFailed
 from inference.streaming import DONE, Splitter
 from inference.upstream import answers, http
+from inference.upstream.forms import Form
 from routing.snapshot import Provider
 
 Payload = dict[str, Any]
@@ -111,15 +111,7 @@ class OpenAI:
     async def transcribe(self, request: Transcription) -> Payload:
         """The answer with its `text`: what the upstream sent as JSON, or the whole of its text, SRT or VTT."""
         fields = self.transcription_fields(request)
-
-        def form() -> aiohttp.FormData:
-            made = aiohttp.FormData(default_to_multipart=True)
-            for name, values in fields.items():
-                for value in values:
-                    made.add_field(name, value)
-            made.add_field("file", request.open(), filename=request.filename, content_type=request.content_type)
-            return made
-
+        form = Form(fields, request.open, request.filename, request.content_type)
         raw = await http.post(self.provider, "v1/audio/transcriptions", form)
         if fields.get("response_format", ["json"])[0] in TEXT_FORMATS:
             return {"text": answers.text(raw)}

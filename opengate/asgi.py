@@ -24,6 +24,7 @@ from opengate.errors import DatabaseAway  # noqa: E402
 from opengate.patience import PatientConnection  # noqa: E402
 from opengate.playground.consumers import PlaygroundChat  # noqa: E402
 from opengate.protection import protected  # noqa: E402
+from opengate.proxies import behind_proxies  # noqa: E402
 from opengate.watched import watched  # noqa: E402
 from routing import snapshot  # noqa: E402
 from usage import limits  # noqa: E402
@@ -46,13 +47,15 @@ CUT_SECONDS = 2.0  # for a view to hear that its caller is gone
 logger = logging.getLogger(__name__)
 
 
+@behind_proxies
 async def application(scope: dict[str, Any], receive: Receive, send: Send) -> None:
     if scope["type"] == "http":
         await _answered(scope, receive, send)
     elif scope["type"] == "lifespan":
         await _live(receive, send)
-    else:
-        await django_application(scope, receive, send)
+    else:  # a WebSocket, which daphne and granian offer: we have none
+        await receive()
+        await send({"type": "websocket.close"})
 
 
 @watched

@@ -82,6 +82,7 @@ class Incoming:
         if self.length > settings.MAX_BODY_BYTES:
             raise too_large()
         if self.length > SMALL_BYTES and self._is_full():
+            self.release()  # at once: while this one is refused, the next one finds room
             raise TooManyBodies
         self._is_complete = not message.get("more_body")
         return message

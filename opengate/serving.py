@@ -47,7 +47,6 @@ class Options:
     keep_alive: int
     max_header_bytes: int
     backlog: int
-    trusted_proxies: tuple[str, ...]
 
 
 class Ending(IntEnum):
@@ -94,8 +93,7 @@ def serve(listener: int, heart: int | None, options: Options) -> None:
         log_level="warning",
         access_log=False,
         server_header=False,
-        proxy_headers=bool(options.trusted_proxies),
-        forwarded_allow_ips=list(options.trusted_proxies),
+        proxy_headers=False,  # the application looks at them, under any server
         timeout_keep_alive=options.keep_alive,
         backlog=options.backlog,
     )

@@ -21,7 +21,7 @@ from accounts.models import Key, Organization, Permission, Role, User
 from opengate import epoch
 from routing.models import Provider, Router
 from routing.places import inflight_key
-from tests.server import Server
+from tests.server import LACKING, USUAL, Server
 from tests.upstream import Upstream
 from usage import spool
 from usage.models import Limit, UsageRecord
@@ -37,6 +37,12 @@ def _hashed() -> str:
 def person(email: str, role: Role, **fields: Any) -> User:
     """A user whose password is PASSWORD; hashed once for all of them, since that takes its time on purpose."""
     return User.objects.create(email=email, password=_hashed(), role=role, **fields)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker in item.iter_markers("needs"):
+        if (why := LACKING.get(USUAL, {}).get(marker.args[0])) is not None:
+            pytest.skip(why)
 
 
 @pytest.fixture(scope="session", autouse=True)

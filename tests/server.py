@@ -6,16 +6,38 @@ import ssl
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Self
 from urllib.parse import quote
 
 import httpx
+import psutil  # type: ignore[import-untyped]
 from django.db import connection
 
 ROOT = Path(__file__).parent.parent
 # Nothing here speaks TLS, and a client that reads all certificates takes 30 ms to make.
 NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+USUAL = os.environ.get("OPENGATE_TEST_SERVER", "uvicorn")  # the server of all tests that name none
+APPLICATION = "opengate.asgi:application"
+# Where daphne and granian differ from `manage.py serve`. What this module knows of that is all that tests know.
+LACKING = {  # what a test that `needs` it is skipped without
+    "daphne": {
+        "streamed bodies": "daphne keeps a body until all of it is there, and then tells the application",
+        "raw forms": "daphne reads forms itself, and answers those that it cannot read with an empty 400",
+    },
+}
+LONGEST_HEADER = 15_000 if USUAL == "daphne" else 60_000  # bytes
+SERVER_NAME = "granian" if USUAL == "granian" else None  # what it says in `Server` whether one wants it or not
+# To a body that cannot be read: the application hears that its caller is gone, and granian that it says nothing.
+UNREADABLE = ("400", "422", "500") if USUAL == "granian" else ("400", "422")
+
+
+def is_refused_form(response: httpx.Response) -> bool:
+    """Whether the server itself refused what came as a form."""
+    is_lacking = "raw forms" in LACKING.get(USUAL, {})
+    return is_lacking and response.status_code == 400 and not response.content
 
 
 def free_port() -> int:
@@ -34,11 +56,12 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 class Server:
-    """Web processes on one port, usually one; `kind` is uvicorn or daphne, which has no more."""
+    """Web processes on one port, usually one. `kind` is uvicorn, which is `manage.py serve`, or daphne or granian, as
+    they are by themselves; a test that names one is about what only that one does."""
 
     def __init__(self, kind: str | None = None, *, workers: str = "1", **extra: str) -> None:
         self.workers = workers
-        self.kind = kind or os.environ.get("OPENGATE_TEST_SERVER", "uvicorn")
+        self.kind = kind or USUAL
         # An upload waits for a worker, which most tests have none of.
         usual = {"OPENGATE_DATABASE_POOL": "10", "OPENGATE_LOG_LEVEL": "WARNING", "OPENGATE_UPLOAD_WAIT_SECONDS": "0.1"}
         self.extra = usual | extra
@@ -48,18 +71,28 @@ class Server:
         self.log: IO[bytes] | None = None  # where it writes; None: where the tests do
 
     def spawn(self, variables: dict[str, str]) -> subprocess.Popen[bytes]:
-        if self.kind == "daphne":
-            command = [sys.executable, "-m", "daphne", "-v", "0", "-p", str(self.port), "opengate.asgi:application"]
-            return subprocess.Popen(command, cwd=ROOT, env=variables, stderr=self.log)
+        if self.kind != "uvicorn":
+            return self._popen(["-m", *self._foreign(variables), APPLICATION], variables)
         if self.workers != "1":
-            command = [sys.executable, "manage.py", "serve", "--workers", self.workers, "--grace", "2"]
-            command += ["--port", str(self.port)]
-            return subprocess.Popen(command, cwd=ROOT, env=variables, stderr=self.log)
+            command = ["manage.py", "serve", "--workers", self.workers, "--grace", "2", "--port", str(self.port)]
+            return self._popen(command, variables)
         # The web process itself, without the parent that `manage.py serve` is otherwise.
         with socket.create_server(("127.0.0.1", self.port), backlog=1024) as listener:
             number = listener.fileno()
-            command = [sys.executable, "manage.py", "serve", "--grace", "2", "--listener", str(number)]
-            return subprocess.Popen(command, cwd=ROOT, env=variables, pass_fds=(number,), stderr=self.log)
+            command = ["manage.py", "serve", "--grace", "2", "--listener", str(number)]
+            return self._popen(command, variables, pass_fds=(number,))
+
+    def _popen(self, command: list[str], variables: dict[str, str], **how: Any) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, *command], cwd=ROOT, env=variables, stderr=self.log, **how)
+
+    def _foreign(self, variables: dict[str, str]) -> list[str]:
+        """daphne and granian as docs/deploy.md starts them."""
+        if self.kind == "daphne":
+            return ["daphne", "--verbosity", "0", "--no-server-name", "--port", str(self.port)]
+        patience = int(variables.get("OPENGATE_REQUEST_PATIENCE_SECONDS", "30"))
+        options = ["--interface", "asgi", "--loop", "uvloop", "--log-level", "warning"]
+        options += ["--http1-buffer-size", "65536", "--http1-header-read-timeout", str(patience * 1000)]
+        return ["granian", *options, "--port", str(self.port), "--workers", self.workers]
 
     def start(self) -> Self:
         self.process = self.spawn(environment(**self.extra))
@@ -81,9 +114,25 @@ class Server:
                 self.kill()
 
     def kill(self) -> None:
+        """With granian's child, which would go on without its parent."""
         assert self.process is not None
+        children = self._children()
         self.process.kill()
+        for child in children:
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
         self.process.wait(5)
+
+    @property
+    def pid(self) -> int:
+        """Of the process that answers."""
+        assert self.process is not None
+        return next((child.pid for child in self._children()), self.process.pid)
+
+    def _children(self) -> list[psutil.Process]:
+        assert self.process is not None
+        is_there = self.kind == "granian" and self.process.poll() is None
+        return psutil.Process(self.process.pid).children() if is_there else []
 
     def client(self, key: str | None = None, **how: Any) -> httpx.Client:
         headers = {"Authorization": f"Bearer {key}"} if key else {}

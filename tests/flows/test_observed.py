@@ -246,9 +246,9 @@ def test_whatever_goes_wrong_neither_log_nor_traces_nor_reports_repeat_what_was_
     last = ask(as_ada)
     assert last.status_code == 200
     watchers.wait(lambda: [one for one in lines() if one.get("request_id") == last.headers["x-request-id"]])
+    assert len(lines()) > 12
     observed.server.stop()  # with all that it says at its end
     everything = (observed.folder / "web.log").read_bytes() + watchers.raw
-    assert len(lines()) > 12
     for marker in (PROMPT, ANSWER, PROVIDER_KEY, PASSWORD, "mistaken", key, key[3:], "@example.org", "traceback(most"):
         assert everything.count(marker.encode()) == 0, everything[everything.index(marker.encode()) - 300 :][:600]
 

@@ -228,15 +228,6 @@ def test_a_process_starts_without_postgres_and_redis_and_is_ready_later(transact
                 cable.close()
 
 
-@pytest.mark.parametrize("end", ["\r\n\r\n", ""], ids=["whole", "endless"])
-def test_headers_are_counted_as_they_come(gateway, end):
-    with socket.create_connection(("127.0.0.1", gateway.port), 10) as caller:
-        caller.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"x" * 70_000 + end.encode())
-        answer = caller.makefile("rb").read()
-    assert answer.startswith(b"HTTP/1.1 431 ")
-    assert b"Request headers are too large (max: 65536 bytes)." in answer
-
-
 def test_the_address_that_a_trusted_proxy_tells_is_the_callers(gateway, admin, key_of):
     with gateway.client(key_of(admin)) as client:
         headers = {"X-Forwarded-For": "10.9.9.9, 203.0.113.7"}  # the first is the caller's own word

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from tests.server import UNREADABLE
 from tests.upstream import chunk, completion, event, story
 
 CHAT = {"model": "model", "messages": [{"role": "user", "content": "Say hello."}]}
@@ -76,7 +77,7 @@ def test_a_chunked_body_is_a_body(gateway, router, ada, key_of):
 )
 def test_contradictory_lengths_are_refused(gateway, router, ada, key_of, upstream, headers):
     seen = talk(gateway, request(key_of(ada), BODY, "/v1/chat/completions", *headers), until=b"\r\n\r\n")
-    assert seen.startswith((b"HTTP/1.1 400", b"HTTP/1.1 422")) or seen == b""
+    assert seen == b"" or seen.split(b" ")[1].decode() in UNREADABLE
     assert upstream.received == []
 
 
@@ -99,7 +100,7 @@ def rss_kib(pid: int) -> int:
 
 def test_callers_who_leave_leave_nothing_behind(gateway, router, ada, key_of, upstream, records, inflight):
     """300 streams left at different places: no socket, no place in flight, no memory, and a record each."""
-    key, pid = key_of(ada), gateway.process.pid
+    key, pid = key_of(ada), gateway.pid
     body = json.dumps(CHAT | {"stream": True}).encode()
 
     def leave(number: int) -> None:

@@ -73,6 +73,7 @@ def key(gateway, upstream):
 
 
 @pytest.mark.timeout(5400)
+@pytest.mark.needs("raw forms")
 def test_the_server_keeps_to_its_own_document(gateway, key, tmp_path):
     config = str(ROOT / "tests" / "schemathesis.toml")
     command = [sys.executable, "-m", "schemathesis.cli", "--config-file", config]

@@ -11,6 +11,7 @@ from opengate.loops import in_loop
 from opengate.protection import PROBED, protected
 from tests.conftest import CHAT, PASSWORD
 from tests.flows.test_routes import routes
+from tests.server import SERVER_NAME
 
 SAID = {
     "x-content-type-options": "nosniff",
@@ -38,7 +39,7 @@ def test_every_answer_says_what_browsers_may_not_do(gateway):
             assert "frame-ancestors 'none'" in said["content-security-policy"], path
             assert ("no-store" in said["cache-control"]) is (path not in STATIC), path
             assert ("camera=()" in said.get("permissions-policy", "")) is said["content-type"].startswith("text/html")
-            assert "server" not in said, path
+            assert said.get("server") == SERVER_NAME, path
             assert len(said.get_list("x-frame-options")) == len(said.get_list("cache-control")) == 1, path
 
 

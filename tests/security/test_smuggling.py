@@ -1,4 +1,7 @@
-"""Requests whose end two readers could see in two places: refused, or read in step, never one inside another."""
+"""Requests whose end two readers could see in two places: refused, or read in step, never one inside another.
+
+What is clear must hold on every server. How much that is not is refused, and how soon, is `manage.py serve`'s own.
+"""
 
 import json
 from contextlib import ExitStack
@@ -65,10 +68,10 @@ def call(key: str, lines: bytes, body: bytes, path: str = "/v1/chat/completions"
     return head + lines + b"\r\n\r\n" + body
 
 
-def test_an_ambiguous_request_is_refused_and_the_connection_closed(target, ada, key_of, router, upstream, unused):
+def test_an_ambiguous_request_is_refused_and_the_connection_closed(serve, ada, key_of, router, upstream, unused):
     for path in ("/v1/chat/completions", "/v1/embeddings"):
         for name, (lines, body) in REFUSED.items():
-            found = target.send(call(key_of(ada), lines, body, path) + NEXT)
+            found = serve.send(call(key_of(ada), lines, body, path) + NEXT)
             assert (found.statuses, found.closed) == ([400], True), (path, name)
     assert upstream.received == []
 
@@ -97,12 +100,12 @@ def test_a_body_behind_a_refusal_is_no_request(target, router, upstream, unused)
             assert (found.statuses[1], found.closed) == (200, True)
 
 
-def test_a_length_that_lies_is_found_out(target, ada, key_of, router, upstream, unused):
+def test_a_length_that_lies_is_found_out(serve, ada, key_of, router, upstream, unused):
     """Too short: what is left is no request. Too long: the caller is waited for, and then no more. None: no body."""
-    short = target.send(call(key_of(ada), b"Content-Length: %d" % (len(BODY) - 1), BODY))
-    none = target.send(call(key_of(ada), b"X: y", BODY))
-    long = target.send(call(key_of(ada), b"Content-Length: %d" % (len(BODY) + 5), BODY), quiet=8)
-    left = target.send(call(key_of(ada), b"Content-Length: %d" % (len(BODY) + 5), BODY), end=True)
+    short = serve.send(call(key_of(ada), b"Content-Length: %d" % (len(BODY) - 1), BODY))
+    none = serve.send(call(key_of(ada), b"X: y", BODY))
+    long = serve.send(call(key_of(ada), b"Content-Length: %d" % (len(BODY) + 5), BODY), quiet=8)
+    left = serve.send(call(key_of(ada), b"Content-Length: %d" % (len(BODY) + 5), BODY), end=True)
     assert (short.statuses, short.closed) == ([422], True)
     assert (none.statuses, none.closed) == ([422], True)
     assert (long.statuses, long.closed, long.content["detail"][:8]) == ([408], True, "The body")
@@ -110,17 +113,25 @@ def test_a_length_that_lies_is_found_out(target, ada, key_of, router, upstream, 
     assert upstream.received == []
 
 
-def test_a_change_of_protocol_ends_the_connection(target, ada, key_of, router, upstream, unused):
+def test_a_change_of_protocol_ends_the_connection(serve, ada, key_of, router, upstream, unused):
     """A proxy that lets it through and one that does not would see other requests in what follows."""
     for protocol in ("websocket", "h2c", "TLS/1.0"):
         asked = {"Upgrade": protocol, "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
         for path in ("/health", "/v1/models", "/v1/chat/completions", "/playground/chat"):
-            found = target.send(request("GET", path, asked) + NEXT + NEXT)
+            found = serve.send(request("GET", path, asked) + NEXT + NEXT)
             assert len(found.statuses) == 1, (protocol, path)
             assert found.statuses[0] != 101
             assert found.closed
-        found = target.send(call(key_of(ada), f"Upgrade: {protocol}\r\nConnection: Upgrade".encode(), NEXT))
+        found = serve.send(call(key_of(ada), f"Upgrade: {protocol}\r\nConnection: Upgrade".encode(), NEXT))
         assert (len(found.statuses), found.closed) == (1, True)
+
+
+def test_there_is_no_websocket(target):
+    """Not even for one who asks properly, of a server that would have it."""
+    asked = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
+    for path in ("/health", "/v1/chat/completions", "/playground/chat"):
+        found = target.send(request("GET", path, asked | {"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}))
+        assert found.statuses in ([200], [403], [405]), path
 
 
 @pytest.mark.parametrize(
@@ -147,47 +158,56 @@ def test_a_change_of_protocol_ends_the_connection(target, ada, key_of, router, u
     ],
     ids=lambda value: repr(value)[:30],
 )
-def test_an_odd_line_is_refused_and_a_long_head_not_kept(target, line, statuses):
-    found = target.send(line + b"\r\nHost: localhost\r\n\r\n" + NEXT)
+def test_an_odd_line_is_refused_and_a_long_head_not_kept(serve, line, statuses):
+    found = serve.send(line + b"\r\nHost: localhost\r\n\r\n" + NEXT)
     assert (found.statuses, found.closed) == (statuses, True)
 
 
-def test_old_callers_get_one_answer(target):
+@pytest.mark.parametrize("end", ["\r\n\r\n", ""], ids=["whole", "endless"])
+def test_headers_are_counted_as_they_come(serve, end):
+    with serve.connect() as caller:
+        caller.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"x" * 70_000 + end.encode())
+        answer = caller.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 431 ")
+    assert b"Request headers are too large (max: 65536 bytes)." in answer
+
+
+def test_old_callers_get_one_answer(serve):
     for version in (b"HTTP/1.0", b"HTTP/1.0\r\nConnection: keep-alive"):
-        found = target.send(b"GET /health " + version + b"\r\n\r\n" + NEXT)
+        found = serve.send(b"GET /health " + version + b"\r\n\r\n" + NEXT)
         assert (found.statuses, found.closed) == ([200], True)
 
 
-def test_requests_in_a_row_are_answered_in_order_up_to_a_number(target):
+def test_requests_in_a_row_are_answered_in_order_up_to_a_number(serve):
     few = request("GET", "/v1/models") + request("GET", "/health") + request("GET", "/nowhere")
-    assert target.send(few * 5 + NEXT).statuses == [401, 200, 404] * 5 + [200]
-    many = target.send(request("GET", "/health") * 1000)
+    assert serve.send(few * 5 + NEXT).statuses == [401, 200, 404] * 5 + [200]
+    many = serve.send(request("GET", "/health") * 1000)
     assert many.closed
     assert many.statuses == [200] * len(many.statuses) != [200] * 1000
-    faulty = target.send(request("GET", "/health") + b"GARBAGE\r\n\r\n")
+    faulty = serve.send(request("GET", "/health") + b"GARBAGE\r\n\r\n")
     assert (faulty.statuses, faulty.closed) == ([200], True)  # its own answer, not that of the fault
 
 
-def test_whoever_says_nothing_or_little_is_let_go(target: Target):
+def test_whoever_says_nothing_or_little_is_let_go(serve: Target):
     """Connections without a request, with half a head, half a body, or more of a body that nobody reads."""
-    began = target.connections()
+    began = serve.connections()
     half = request("POST", "/v1/auth/login", {"Content-Length": "100"}, b"{")
     starts = (b"GET /hea", b"GET /health HTTP/1.1\r\nHost: local", b"\r\n", half, b"")[:-1]
     with ExitStack() as stack:
-        wires = [(stack.enter_context(target.connect()), starts[number % len(starts)]) for number in range(200)]
+        wires = [(stack.enter_context(serve.connect()), starts[number % len(starts)]) for number in range(200)]
         for wire, start in wires:
             wire.sendall(start)
-        with target.client() as client:
+        with serve.client() as client:
             assert client.get("/health").status_code == 200
         for wire, start in wires:
             found = answers(wire, 10, quiet=8)
             assert (found.statuses, found.closed) == ([408] if start == half else [], True), start
-    assert target.connections() <= began + 2
+    assert serve.connections() <= began + 2
 
 
-def test_dripping_prolongs_nothing(target: Target, ada, key_of):
+def test_dripping_prolongs_nothing(serve: Target, ada, key_of):
     heads = [b"GET /health HTTP/1.1\r\nX-Drip: ", b"POST /v1/auth/login HTTP/1.1\r\nContent-Length: 999\r\n\r\n"]
-    wires = [target.connect() for _ in heads]
+    wires = [serve.connect() for _ in heads]
     for wire, head in zip(wires, heads, strict=True):
         wire.sendall(head)
     for wire in wires:

@@ -20,14 +20,12 @@ class Target(Server):
 
     def memory(self) -> int:
         """Bytes of it in memory."""
-        assert self.process is not None
-        (kilobytes,) = re.findall(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{self.process.pid}/status").read_text())
+        (kilobytes,) = re.findall(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{self.pid}/status").read_text())
         return int(kilobytes) * 1024
 
     def connections(self) -> int:
         """Sockets that it has open."""
-        assert self.process is not None
-        folder = Path(f"/proc/{self.process.pid}/fd")
+        folder = Path(f"/proc/{self.pid}/fd")
         return sum(str(link.readlink()).startswith("socket:") for link in folder.iterdir())
 
     def said(self) -> str:

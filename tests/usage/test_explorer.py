@@ -304,7 +304,7 @@ def test_the_file_has_what_the_list_shows_and_streams(gateway, admin, ada):
 
 def memory(gateway) -> int:
     """Bytes that the web process has in memory, its children with it."""
-    process = psutil.Process(gateway.process.pid)
+    process = psutil.Process(gateway.pid)
     return sum(each.memory_info().rss for each in (process, *process.children(recursive=True)))
 
 

@@ -4,7 +4,6 @@ import os
 import socket
 import sys
 from argparse import SUPPRESS, ArgumentParser
-from ipaddress import IPv4Network, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -89,17 +88,7 @@ def _serving(options: dict[str, Any]) -> Options:
         keep_alive=options["keep_alive"],
         max_header_bytes=settings.MAX_HEADER_BYTES,
         backlog=settings.BACKLOG,
-        trusted_proxies=tuple(_as_seen(settings.TRUSTED_PROXIES)),
     )
-
-
-def _as_seen(networks: list[str]) -> list[str]:
-    """The networks, and those of IPv4 also as a socket of IPv6 sees them."""
-    seen = list(networks)
-    for network in map(ip_network, networks):
-        if isinstance(network, IPv4Network):
-            seen.append(f"::ffff:{network.network_address}/{96 + network.prefixlen}")
-    return seen
 
 
 def _bound(host: str, port: int) -> socket.socket:

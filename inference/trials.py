@@ -16,8 +16,6 @@ from decimal import Decimal
 from functools import cache
 from typing import Any, Final
 
-from PIL import Image, ImageDraw
-
 from accounts import principals
 from accounts.principals import Principal
 from inference import gateway
@@ -221,6 +219,8 @@ def _silence() -> bytes:
 @cache
 def _picture() -> str:
     """A word, black on white, as a data URL."""
+    from PIL import Image, ImageDraw  # for this alone: a web process has not loaded it
+
     picture = Image.new("L", (160, 48), 255)
     ImageDraw.Draw(picture).text((16, 12), WORD, fill=0, font_size=24)
     file = io.BytesIO()

@@ -118,6 +118,7 @@ class _Connection(asyncio.Protocol):
         self._line = line
         self._opened = opened  # whoever lets go of it closes the transport
         self._loop = asyncio.get_running_loop()
+        self._patience = settings.REDIS_TIMEOUT_SECONDS
         self._under_way: deque[_Trip] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._is_broken = False
@@ -126,7 +127,7 @@ class _Connection(asyncio.Protocol):
         self._transport.set_protocol(self)
 
     def send(self, trip: _Trip) -> None:
-        trip.deadline = self._loop.time() + settings.REDIS_TIMEOUT_SECONDS
+        trip.deadline = self._loop.time() + self._patience
         self._under_way.append(trip)
         self._transport.write(trip.packed)
         if self._timer is None:

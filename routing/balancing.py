@@ -42,9 +42,9 @@ def wish(
         seen = await figures.of(provider.id for provider in router.providers) if is_measured(router) else {}
         return [Option(p, capacity(p, seen.get(p.id, NOTHING))) for p in in_order(router, seen, grams)]
 
-    share = min(priority, settings.ROUTING_MAX_PRIORITY) / settings.ROUTING_MAX_PRIORITY
-    waiting = Waiting(call_id, tried, share * settings.ROUTING_MAX_WAIT_SECONDS / 2, choice or Choice())
-    return Wish(router.id, options, waiting, settings.ROUTING_MAX_WAIT_SECONDS)
+    highest, longest_wait = settings.ROUTING_MAX_PRIORITY, settings.ROUTING_MAX_WAIT_SECONDS
+    waiting = Waiting(call_id, tried, min(priority, highest) / highest * longest_wait / 2, choice or Choice())
+    return Wish(router.id, options, waiting, longest_wait)
 
 
 def is_measured(router: Router) -> bool:

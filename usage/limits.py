@@ -126,28 +126,28 @@ class Admission:
 
     def corrected(self, prompt_tokens: int) -> Iterator[Command]:
         """Commands that put the real number of prompt tokens in place of the estimate."""
-        for window in self.windows:
-            if window.type in ("tpm", "tpd") and (delta := prompt_tokens - self.prompt_tokens):
-                yield self._add(window, delta)
+        delta = prompt_tokens - self.prompt_tokens
+        if delta:
+            yield from self._changed([(window, delta) for window in self.windows if _KINDS[window.type] == "tokens"])
 
     async def give_back(self) -> None:
         """Undo the admission: the call is refused for another reason."""
         try:
-            await opengate_redis.trip(*self._given_back())
+            await opengate_redis.trip(*self._changed([(window, -self._cost(window)) for window in self.windows]))
         except RedisAway:
             pass  # the windows end by themselves
 
-    def _given_back(self) -> Iterator[Command]:
-        for window in self.windows:
-            yield self._add(window, -self._cost(window))
-
     def _cost(self, window: Window) -> int:
-        return 1 if window.type in ("rpm", "rpd") else self.prompt_tokens
+        return 1 if _KINDS[window.type] == "requests" else self.prompt_tokens
 
-    def _add(self, window: Window, delta: int) -> Command:
-        key = _counter(window.type, self.user_id, self.router_id, window.limit)
-        length_ms = WINDOW_SECONDS[window.type] * 1000
-        return _strategy().correct.command([key], [delta, self._cost(window), length_ms, window.ends_ms, self.call_id])
+    def _changed(self, deltas: Sequence[tuple[Window, int]]) -> Iterator[Command]:
+        if not deltas:
+            return
+        keys = [_counter(window.type, self.user_id, self.router_id, window.limit) for window, _ in deltas]
+        arguments: list[str | int | float] = [self.call_id]
+        for window, delta in deltas:
+            arguments += (delta, self._cost(window), WINDOW_SECONDS[window.type] * 1000, window.ends_ms)
+        yield _strategy().correct.command(keys, arguments)
 
 
 async def admit(

@@ -181,15 +181,22 @@ end
 return answer
 """
 
-# KEYS: a counter. ARGV: what to add, what the call took, the window (ms), the ms at which it was to be empty, the id.
-_CORRECT = "add(KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5])"
+# KEYS: counters. ARGV: the call's id, then of each counter what to add, what the call took, the window (ms), and the ms
+# at which it was to be empty.
+_CORRECT = """
+for i = 1, #KEYS do
+  local at = 4 * i - 2
+  local delta, cost, window, ends = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]), ARGV[at + 3]
+  add(KEYS[i], delta, cost, window, tonumber(ends), ARGV[1])
+end
+"""
 
 
 FUNCTIONS: Mapping[str, str] = {"fixed_window": _FIXED, "moving_window": _MOVING, "sliding_window": _SLIDING}
 
 
 class Strategy:
-    """The scripts of a strategy: `admit` takes from all counters or from none, `correct` changes one, `count` looks.
+    """The scripts of a strategy: `admit` takes from all counters or from none, `correct` changes them, `count` looks.
 
     `admit_and_place` also gives a call that is admitted its place at a provider.
     """

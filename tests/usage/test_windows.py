@@ -44,7 +44,7 @@ class Counters:
         return verdict, list(zip(found[::3], found[1::3], found[2::3], strict=True))
 
     def correct(self, delta: int, cost: int, ends: int, id: str = "a") -> None:
-        script = SCRIPTS[self.name].correct.whole([f"{self.prefix}:0"], [delta, cost, WINDOW, ends, id])
+        script = SCRIPTS[self.name].correct.whole([f"{self.prefix}:0"], [id, delta, cost, WINDOW, ends])
         self.client.execute_command(*script)
 
 

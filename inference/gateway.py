@@ -49,19 +49,25 @@ async def stream(call: Call, payload: Payload, *, beside: Payload | None = None)
         need = _chat_need(payload)
         prompt_tokens = need.prompt
         await enter(call, payload["model"], CHAT_TYPES, need)
-        opening = await _first(call, prompt_tokens, lambda client: streaming.opened(client.chat_events(payload)))
+        first, rest = await _first(call, prompt_tokens, lambda client: streaming.opened(client.chat_events(payload)))
         reading = Reading()
-        data = b""
-        async with aclosing(opening) as events:
+        data = first
+
+        def is_relayed(event: bytes) -> bool:
+            relayed = reading.read(event)
+            call.answering = True
+            if call.ttft_ms is None and reading.text_bytes:
+                call.first_token()
+            return relayed
+
+        async with aclosing(rest) as events:
             try:
+                if is_relayed(first):
+                    yield streaming.encode(first)
                 async for data in events:
                     if data == DONE:
                         break
-                    relayed = reading.read(data)
-                    call.answering = True
-                    if call.ttft_ms is None and reading.text_bytes:
-                        call.first_token()
-                    if relayed:
+                    if is_relayed(data):
                         yield streaming.encode(data)
             except UpstreamTrouble as error:
                 call.troubled(error)

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import Any
 
 from django.conf import settings
@@ -14,7 +13,7 @@ from opengate.errors import APIError, openai_error
 DONE = b"[DONE]"
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
 _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
-_STRING = rb'\s*:\s*"((?:[^"\\]|\\.)+)"'
+_STRING = rb'\s*+:\s*+"((?:[^"\\]++|\\.)++)"'  # never a step back: it is asked of every event
 _TEXT = re.compile(rb'"(?:content|reasoning_content|text|refusal|arguments)"' + _STRING)
 _REASONING = re.compile(rb'"reasoning"' + _STRING)  # as some call it, and some beside the other name
 
@@ -146,8 +145,8 @@ def encode(data: bytes) -> bytes:
     return b"data: " + data + b"\n\n"
 
 
-async def opened(events: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
-    """Wait for the first event, so that an early failure is still a status code."""
+async def opened(events: AsyncGenerator[bytes]) -> tuple[bytes, AsyncGenerator[bytes]]:
+    """The first event, and the others: it is waited for so that an early failure is still a status code."""
     first = await anext(events, DONE)
     if first == DONE:
         await events.aclose()
@@ -155,17 +154,10 @@ async def opened(events: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
     if b'"choices"' not in first and "error" in (refusal := _object(first)):
         await events.aclose()
         raise UpstreamRefused(_status(refusal["error"]), refusal)
-    return _replay(first, events)
+    return first, events
 
 
 def _status(error: Any) -> int:
     """The status an upstream writes into an error it sends with status 200."""
     code = error.get("code") if isinstance(error, dict) else None
     return code if isinstance(code, int) and 400 <= code < 600 else 500
-
-
-async def _replay(first: bytes, events: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
-    async with aclosing(events):
-        yield first
-        async for event in events:
-            yield event

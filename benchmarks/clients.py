@@ -229,7 +229,7 @@ def main() -> None:
             os.sched_setaffinity(0, CORES[-1:])
             assert provider.stdout is not None
             provider.stdout.readline()  # it listens
-            found = uvloop.run(measure(*((0.5, 3) if options.quick else (2.0, 5))))
+            found = uvloop.run(measure(*((0.3, 3) if options.quick else (0.5, 15))))
         finally:
             provider.terminate()
     print(table(found))

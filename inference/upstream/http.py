@@ -127,8 +127,7 @@ async def _whole(provider: Provider, path: str, body: Body | None) -> bytes:
     answer: Answer | None = None
     try:
         answer = await _asked(client.pool, provider, path, body, "*/*" if isinstance(body, Form) else JSON)
-        text = await answer.whole(settings.UPSTREAM_MAX_RESPONSE_BYTES)
-        return text if b"content-encoding" not in answer.headers else _plain(answer, text)
+        return await _text(answer, settings.UPSTREAM_MAX_RESPONSE_BYTES)
     except (Trouble, TimeoutError) as error:
         raise _ours(provider, error) from error
     finally:
@@ -256,19 +255,19 @@ def _coding(answer: Answer) -> bytes:
     return answer.headers.get(b"content-encoding", b"identity").strip().lower()
 
 
-def _plain(answer: Answer, body: bytes) -> bytes:
-    """The body decoded, no longer than one may be; raises UnreadableAnswer."""
-    coding = _coding(answer)
-    if coding == b"identity":
+async def _text(answer: Answer, limit: int) -> bytes:
+    """The whole body, decoded; raises AnswerTooLong, or UnreadableAnswer for a coding it does not know."""
+    body = await answer.whole(limit)
+    if b"content-encoding" not in answer.headers or (coding := _coding(answer)) == b"identity":
         return body
     inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)  # gzip's or zlib's header, whichever is there
     try:
-        plain = inflater.decompress(body, settings.UPSTREAM_MAX_RESPONSE_BYTES)
+        text = inflater.decompress(body, limit)
     except zlib.error:
         raise UnreadableAnswer from None
     if coding not in (b"gzip", b"deflate") or not inflater.eof:
         raise UnreadableAnswer
-    return plain
+    return text
 
 
 async def _refusal(provider: Provider, answer: Answer) -> Exception:
@@ -276,8 +275,8 @@ async def _refusal(provider: Provider, answer: Answer) -> Exception:
     if answer.status < 400:
         return UpstreamFailed(UNAVAILABLE)
     try:
-        text = (await answer.whole(MAX_ERROR_BYTES)).decode("utf-8", "replace")
-    except AnswerTooLong:
+        text = (await _text(answer, MAX_ERROR_BYTES)).decode("utf-8", "replace")
+    except (AnswerTooLong, UnreadableAnswer):
         text = ""
     if provider.key:
         text = text.replace(provider.key, "***")

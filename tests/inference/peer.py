@@ -41,6 +41,10 @@ class Peer(Listener):
     def url(self) -> str:
         return f"http{'s' if self._certificate else ''}://127.0.0.1:{self.port}/"
 
+    def hang_up(self) -> None:
+        """Close all connections."""
+        self._loop.call_soon_threadsafe(lambda: [task.cancel() for task in asyncio.all_tasks(self._loop)])
+
     async def _listen(self) -> asyncio.Server:
         server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._certificate)
         self.port: int = server.sockets[0].getsockname()[1]

@@ -129,6 +129,7 @@ def test_a_connection_is_used_again_and_by_one_call_at_a_time(run, peer):
         (Says(answer(gzip.compress(b"mine", mtime=0), "Content-Encoding: gzip", "Connection: close")), "mine"),
         (Says(answer(gzip.compress(bytes(2**27), mtime=0), "Content-Encoding: gzip", "Connection: close")), UNREADABLE),
         (Says(answer(b"mine", "Content-Encoding: br", "Connection: close")), UNREADABLE),
+        (Says(answer(gzip.compress(b"no"), "Content-Encoding: gzip", "Connection: close", status=400)), "400 no"),
     ],
     ids=lambda case: str(case.data[:40] + case.data[-20:]) if isinstance(case, Says) else "",
 )
@@ -179,6 +180,25 @@ def test_an_answer_before_all_is_sent_is_one_and_ends_the_connection(run, peer):
     assert [number for number, _ in there.asked] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("is_second_first", [True, False])
+def test_who_leaves_the_line_takes_nobodys_turn(run, peer, settings, is_second_first):
+    settings.UPSTREAM_MAX_CALLS = 1
+    there = peer(Says(b"", then="stall"))
+
+    async def story() -> str:
+        first = asyncio.ensure_future(said(there))
+        await until(lambda: len(there.asked) == 1)
+        second, third = asyncio.ensure_future(said(there)), asyncio.ensure_future(said(there))
+        await asyncio.sleep(0)
+        for task in (second, first) if is_second_first else (first, second):
+            task.cancel()
+            await asyncio.sleep(0)
+        return await third
+
+    assert run(story()) == "{}"
+    assert len(there.asked) == 2
+
+
 def test_kept_connections_are_few_and_grow_old(run, peer, monkeypatch):
     monkeypatch.setattr(connections, "MAX_IDLE", 2)
     monkeypatch.setattr(connections, "IDLE_SECONDS", 0.2)
@@ -201,7 +221,7 @@ def test_a_kept_connection_that_the_provider_closes_is_let_go_at_once(run, peer)
         assert await said(there) == "1"
         pool = http._client().pool
         assert len(pool.connections) == 1
-        there._loop.call_soon_threadsafe(lambda: [task.cancel() for task in asyncio.all_tasks(there._loop)])
+        there.hang_up()
         await until(lambda: not pool.connections)
         assert await said(there) == "2"
 
@@ -350,6 +370,8 @@ def test_tls_wants_a_certificate_of_that_name_by_somebody_known(
                 found.append((await http.post(at(url), "v1/x", body)).decode())
             except UpstreamTrouble as error:
                 found.append(f"{error.status} {error.detail}")
+        there.hang_up()
+        await until(lambda: not http._client().pool.connections)
         return found
 
     try:

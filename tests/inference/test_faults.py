@@ -327,7 +327,7 @@ def test_an_error_event_in_the_middle_is_passed_on_and_written_down(as_ada, rout
 
 def test_a_line_without_end_is_cut_off(as_ada, router, chat, upstream, settings, records):
     piece = b"x" * 2**20
-    upstream.reply(chunks=[event(chunk("Hi")), b"data: ", *[piece] * (settings.UPSTREAM_MAX_EVENT_BYTES // 2**20 + 2)])
+    upstream.reply(chunks=[event(chunk("Hi")), b"data: ", *[piece] * (settings.UPSTREAM_MAX_EVENT_BYTES // 2**20 + 24)])
     assert "Response formatting failed." in chat(as_ada, stream=True).text
     assert upstream.received[0].left.wait(2)
 

@@ -79,10 +79,9 @@ INSERT INTO usage_limit (role_id, router_id, type, value, created)
   FROM accounts_role role, routing_router router, unnest(ARRAY['tpm', 'tpd', 'rpm', 'rpd']) limited;
 INSERT INTO knowledge_space (router_id, dimensions, created)
   SELECT id, 8, now() FROM routing_router WHERE type = 'text-embeddings-inference';
-INSERT INTO knowledge_collection (name, visibility, owner_id, language, space_id, chunks, words, has_stale_words,
-                                  created, updated)
+INSERT INTO knowledge_collection (name, visibility, owner_id, language, space_id, chunks, words, created, updated)
   SELECT 'collection ' || n, CASE WHEN n % 10 = 0 THEN 'public' ELSE 'private' END, {user} + n % 100, 'english',
-         (SELECT min(id) FROM knowledge_space), 0, 0, false, now(), now()
+         (SELECT min(id) FROM knowledge_space), 0, 0, now(), now()
   FROM generate_series(1, {collections}) n;
 INSERT INTO knowledge_document (collection_id, name, kind, file, size, fingerprint, options, status, progress, error,
                                 edited, tries, deaths, due, created)

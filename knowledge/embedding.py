@@ -1,8 +1,10 @@
 """Texts to vectors, by the gateway's road: admitted, metered and paid like any other call."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from accounts.principals import Principal
 from inference import gateway
@@ -15,7 +17,7 @@ from usage.models import Endpoint
 
 BATCH = 32  # texts a call
 BATCH_CHARACTERS = 16_384  # of its texts together: some models take a second for two thousand
-Vector = list[float]
+Vector = Sequence[float] | npt.NDArray[np.float64]
 
 
 def fitting(texts: Sequence[str]) -> int:
@@ -47,14 +49,12 @@ def model_of(space: Space) -> Router:
 
 def vectors_in(answer: dict[str, Any], space: Space) -> list[Vector]:
     """The vectors of an answer of `gateway.embed`, of unit length; raises ModelAnswersOtherSize."""
-    vectors = [_unit(row["embedding"]) for row in answer["data"]]
-    if space.dimensions is not None and len(vectors[0]) != space.dimensions:
-        raise ModelAnswersOtherSize(len(vectors[0]), space.dimensions)
-    return vectors
-
-
-def _unit(vector: Vector) -> Vector:
-    length = math.hypot(*vector)
-    if not (math.isfinite(length) and length > 0):
+    rows = [row["embedding"] for row in answer["data"]]
+    expected = space.dimensions or len(rows[0])
+    for size in {len(row) for row in rows} - {expected}:
+        raise ModelAnswersOtherSize(size, expected)
+    vectors = np.array(rows, dtype=np.float64)
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    if not (np.isfinite(lengths).all() and lengths.all()):
         raise VectorizationFailed("The model answered a vector without a direction.")
-    return [number / length for number in vector]
+    return list(vectors / lengths)

@@ -1,9 +1,11 @@
 """Indexes of spaces that have grown, built beside the traffic, and how much of the truly nearest they find."""
 
 import logging
+import time
 from datetime import timedelta
 
 from django.db import connection, transaction
+from django.db.backends.utils import CursorWrapper
 from django.db.models import Sum
 from django.utils import timezone
 
@@ -14,6 +16,9 @@ logger = logging.getLogger(__name__)
 
 INDEXED_ROWS = 20_000  # fewer are compared one by one in a few milliseconds
 EF_CONSTRUCTION = 128  # twice pgvector's own
+REBUILT_SHARE = 0.3  # of the vectors outside of it: then a new index costs less than to take each in
+TAKEN_IN_SECONDS = 45.0
+TAKEN_IN_AT_ONCE = 100
 MAX_DIMENSIONS = 4_000  # of a halfvec that pgvector indexes
 BUILDER = 7_316_502_291  # whoever builds holds this advisory lock
 PROBED_EVERY = timedelta(hours=1)
@@ -35,26 +40,66 @@ def index_grown() -> list[Space]:
 
 
 def _brought_in_line(space: Space) -> bool:
-    """Whether the space's index was built."""
+    """Whether an index of the space was built."""
     rows = rows_of(space)
-    state = state_of(space)
     with connection.cursor() as cursor:
-        if state is False or (state and not rows):  # a build that broke off, or an index of nothing
-            cursor.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {space.index_name}")
-            state = None
-        if state or rows < INDEXED_ROWS or (space.dimensions or 0) > MAX_DIMENSIONS:
+        found = nearest.indexes(cursor, space.pk)
+        kept = next((index for index in found if index.is_valid), None) if rows else None
+        for index in found:  # builds that broke off, or that a newer one follows, or an index of nothing
+            if index != kept:
+                cursor.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {index.name}")
+        if (rows < INDEXED_ROWS and kept is None) or (space.dimensions or 0) > MAX_DIMENSIONS:
             return False
-        logger.info("Indexing %s vectors of space %s.", rows, space.pk)
-        cursor.execute("SET maintenance_work_mem = '512MB'")
-        try:
+        if kept is None or _outside(cursor, space, kept) > rows * REBUILT_SHARE:
+            _build(cursor, space, rows)
+            if kept is not None:
+                cursor.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {kept.name}")
+            return True
+        if kept.has_outside:
+            _take_in(space, kept)
+        return False
+
+
+def _build(cursor: CursorWrapper, space: Space, rows: int) -> None:
+    """An index of what the space has now. What comes from now on is taken in later, so that nobody waits for it."""
+    logger.info("Indexing %s vectors of space %s.", rows, space.pk)
+    cursor.execute("SELECT coalesce(max(chunk_id), 0) FROM knowledge_embedding WHERE space_id = %s", [space.pk])
+    last = cursor.fetchone()[0]
+    name = nearest.index_name(space.pk, last)
+    cursor.execute("SET maintenance_work_mem = '512MB'")
+    try:
+        cursor.execute(
+            f"CREATE INDEX CONCURRENTLY {name} ON knowledge_embedding USING hnsw "
+            f"((embedding::halfvec({space.dimensions})) halfvec_cosine_ops) WITH (ef_construction = {EF_CONSTRUCTION}) "
+            f"WHERE space_id = {space.pk} AND (chunk_id <= {last} OR in_index)"
+        )
+    finally:
+        cursor.execute("RESET maintenance_work_mem")
+
+
+def _outside(cursor: CursorWrapper, space: Space, index: nearest.Index) -> int:
+    """How many vectors came since the index was built and are not in it."""
+    cursor.execute(f"SELECT count(*) FROM knowledge_embedding WHERE space_id = %s AND {index.outside}", [space.pk])
+    found: int = cursor.fetchone()[0]
+    return found
+
+
+def _take_in(space: Space, index: nearest.Index) -> None:
+    """Take in what came since the index was built, for some time at most; what another deletes is left to him."""
+    end = time.monotonic() + TAKEN_IN_SECONDS
+    while time.monotonic() < end:
+        with transaction.atomic(), connection.cursor() as cursor:
             cursor.execute(
-                f"CREATE INDEX CONCURRENTLY {space.index_name} ON knowledge_embedding USING hnsw "
-                f"((embedding::halfvec({space.dimensions})) halfvec_cosine_ops) "
-                f"WITH (ef_construction = {EF_CONSTRUCTION}) WHERE space_id = {space.pk}"
+                f"""
+                UPDATE knowledge_embedding SET in_index = true WHERE ctid = ANY(ARRAY(
+                  SELECT ctid FROM knowledge_embedding WHERE space_id = %s AND {index.outside}
+                  ORDER BY chunk_id LIMIT {TAKEN_IN_AT_ONCE} FOR UPDATE SKIP LOCKED
+                ))
+                """,
+                [space.pk],
             )
-        finally:
-            cursor.execute("RESET maintenance_work_mem")
-    return True
+            if cursor.rowcount < TAKEN_IN_AT_ONCE:
+                return
 
 
 def rows_of(space: Space) -> int:
@@ -64,11 +109,10 @@ def rows_of(space: Space) -> int:
 
 
 def state_of(space: Space) -> bool | None:
-    """Whether the space's index is whole; None without one."""
+    """Whether the space has an index that is whole; None without any."""
     with connection.cursor() as cursor:
-        cursor.execute("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)", [space.index_name])
-        row = cursor.fetchone()
-    return row[0] if row else None
+        found = [index.is_valid for index in nearest.indexes(cursor, space.pk)]
+    return any(found) if found else None
 
 
 def probe_all() -> None:
@@ -81,18 +125,21 @@ def probe_all() -> None:
 
 def probe(space: Space) -> float | None:
     """Measure the recall and remember it."""
-    share = recall(space) if state_of(space) else None
+    share = recall(space)
     Space.objects.filter(pk=space.pk).update(recall=share, probed=timezone.now())
     return share
 
 
 def recall(space: Space) -> float | None:
-    """Share of the truly nearest that the index finds for owners of chunks that look for their like; None without any.
+    """Share of the truly nearest that the index finds for owners of chunks that look for their like; None without one.
 
     Each search has the rights of a real one: the owner's own collections and the public ones.
     """
     probes = max(3, min(PROBES, PROBED_ROWS // max(rows_of(space), 1)))
     with transaction.atomic(), connection.cursor() as cursor:
+        index = nearest.usable(cursor, space.pk)
+        if index is None:
+            return None
         cursor.execute(
             """
             SELECT collection.owner_id, embedding.embedding::text
@@ -101,5 +148,7 @@ def recall(space: Space) -> float | None:
             """,
             [space.pk, space.pk, probes],
         )
-        shares = [nearest.share_found(cursor, space, owner, vector, NEAREST) for owner, vector in cursor.fetchall()]
+        shares = [
+            nearest.share_found(cursor, space, index, owner, vector, NEAREST) for owner, vector in cursor.fetchall()
+        ]
     return sum(shares) / len(shares) if shares else None

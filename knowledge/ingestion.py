@@ -5,9 +5,10 @@ chunks and vectors come into the collection in one transaction, and only then ca
 """
 
 import asyncio
+import json
 import logging
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -19,8 +20,8 @@ from django.utils import timezone
 from accounts import principals
 from accounts.errors import InvalidKey
 from inference.errors import UnreadableAnswer
-from knowledge import files, parsing, splitting
-from knowledge.embedding import BATCH, Vector, embed, fitting
+from knowledge import files, parsing, splitting, words
+from knowledge.embedding import Vector, embed, fitting
 from knowledge.errors import (
     NoChunks,
     StorageAway,
@@ -30,8 +31,8 @@ from knowledge.errors import (
     sentence_of,
 )
 from knowledge.kinds import Kind
-from knowledge.models import Chunk, Collection, Document, Draft, DraftEmbedding, Space, Status
-from knowledge.vectors import copy_vectors, space_of, take_dimensions
+from knowledge.models import Chunk, Collection, Document, Draft, Space, Status
+from knowledge.vectors import copy_rows, copy_vectors, space_of, take_dimensions
 from opengate.database import commit, in_thread
 from opengate.errors import APIError, DatabaseAway
 from opengate.loops import in_loop
@@ -44,6 +45,7 @@ STEPS = (Status.PENDING, Status.PARSING, Status.EMBEDDING)
 LONGEST_PAUSE_SECONDS = 300.0
 DEATHS = 10  # of its workers in a row that a document may cause
 UNREADABLE_ANSWERS = 3
+READ_AHEAD = 512  # texts at once
 
 
 class _Lost(Exception):
@@ -72,7 +74,10 @@ def ingest(id: int) -> None:
             raise Unreadable(f"Its worker died {DEATHS} times in a row.")
         if document.status != Status.EMBEDDING and not _has_twin(document):
             _parse(document)
-        in_loop(_embed(document))
+        space = _space(document)
+        total, drafts = _missing(document, space)
+        if drafts:
+            in_loop(_embed(document, space, total, drafts))
         _store(document)
     except _Lost:
         logger.info("Document %s is gone, or another works on it.", id)
@@ -131,11 +136,15 @@ def _has_twin(document: Document) -> bool:
 
     One that is further on its way, or came first, is waited for: what is the same is read and paid for once.
     """
-    same = Document.objects.filter(collection=document.collection_id, fingerprint=document.fingerprint, edited=False)
     if not document.fingerprint:
         return False
+    same = Document.objects.filter(collection=document.collection_id, fingerprint=document.fingerprint, edited=False)
+    others = same.exclude(id=document.pk).values_list("id", "status")
+    found = list(others.order_by("id"))
+    if not found:
+        return False  # as nearly always
     further = STEPS[STEPS.index(Status(document.status)) + 1 :]
-    if same.filter(Q(status__in=further) | Q(status=document.status, id__lt=document.pk)).exists():
+    if any(status in further or (status == document.status and id < document.pk) for id, status in found):
         raise _PutOff(ELDER_SECONDS)
     twins = same.filter(
         Q(metadata__isnull=True) | ~Q(metadata__has_any_keys=["page", "last_page"])
@@ -152,12 +161,14 @@ def _has_twin(document: Document) -> bool:
         with connection.cursor() as cursor:
             cursor.execute(
                 """
-                INSERT INTO knowledge_draft (document_id, number, content, metadata)
+                INSERT INTO knowledge_draft (document_id, number, content, metadata, language, length, lexemes)
                 SELECT %(id)s, number, content, nullif(
                   jsonb_strip_nulls(
                     jsonb_build_object('page', metadata -> 'page', 'last_page', metadata -> 'last_page')
-                  ) || coalesce((SELECT metadata FROM knowledge_document WHERE id = %(id)s), '{}'), '{}')
-                FROM knowledge_chunk WHERE document_id = %(twin)s
+                  ) || coalesce((SELECT metadata FROM knowledge_document WHERE id = %(id)s), '{}'), '{}'),
+                  lexemes.language, lexemes.length, lexemes.lexemes
+                FROM knowledge_chunk chunk JOIN knowledge_lexemes lexemes ON lexemes.chunk_id = chunk.id
+                WHERE document_id = %(twin)s
                 """,
                 {"id": document.pk, "twin": twin.pk},
             )
@@ -199,14 +210,38 @@ def _parse(document: Document) -> None:
     pieces = splitting.split(pages, options)
     if not pieces:
         raise NoChunks
-    with transaction.atomic():
+    _draft(document, pieces)
+
+
+def _draft(document: Document, pieces: Sequence[splitting.Piece]) -> None:
+    """Keep the pieces, and the words of each, which its collection's language learns."""
+    language = document.collection.language
+    readings, lexemes = words.read(language, [piece.content for piece in pieces])
+    with transaction.atomic(), drafting():
         _keep(document, status=Status.EMBEDDING, progress=PARSED_SHARE)
         _forget_drafts(document)
-        rows = (
-            Draft(document_id=document.pk, number=number, content=piece.content, metadata=_metadata(document, piece))
-            for number, piece in enumerate(pieces)
+        words.learn(language, lexemes)
+        copy_rows(
+            "knowledge_draft (document_id, number, content, metadata, language, length, lexemes)",
+            "int8 int4 text bytea text int4 bytea",
+            (
+                (document.pk, number, piece.content, _json(_metadata(document, piece)), language, *reading)
+                for number, (piece, reading) in enumerate(zip(pieces, readings, strict=True))
+            ),
         )
-        Draft.objects.bulk_create(rows, batch_size=1000)
+
+
+@contextmanager
+def drafting() -> Iterator[None]:
+    """Nobody waits for the disk in this transaction: drafts that are lost with the machine are made again."""
+    with connection.cursor() as cursor:
+        cursor.execute("SET LOCAL synchronous_commit = off")
+    yield
+
+
+def _json(value: dict[str, Any] | None) -> bytes | None:
+    """As Postgres takes a `jsonb` in binary."""
+    return None if value is None else b"\1" + json.dumps(value).encode()
 
 
 def _metadata(document: Document, piece: splitting.Piece) -> dict[str, Any] | None:
@@ -218,30 +253,32 @@ def _metadata(document: Document, piece: splitting.Piece) -> dict[str, Any] | No
 
 
 def _forget_drafts(document: Document) -> None:
-    Draft.objects.filter(document=document).delete()
-    DraftEmbedding.objects.filter(document=document).delete()
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "WITH vectors AS (DELETE FROM knowledge_draftembedding WHERE document_id = %(id)s) "
+            "DELETE FROM knowledge_draft WHERE document_id = %(id)s",
+            {"id": document.pk},
+        )
 
 
 # embed
 
 
-async def _embed(document: Document) -> None:
-    """A vector for each draft that has none in the collection's space."""
-    space = await in_thread(_space)(document)
-    total, drafts = await in_thread(_missing)(document, space)
-    if not drafts:
-        return
+async def _embed(document: Document, space: Space, total: int, drafts: Sequence[int]) -> None:
+    """A vector in the space for each of the drafts, by their numbers; there are `total` in all."""
     principal = await principals.of_user(document.collection.owner_id)
     done = total - len(drafts)
     async with _kept(document):
-        while drafts:
-            texts = await in_thread(_texts)(document, drafts[:BATCH])
-            count = fitting(texts)
-            numbers, drafts = drafts[:count], drafts[count:]
-            vectors = await embed(principal, space, texts[:count])
-            done += count
-            share = PARSED_SHARE + (1 - PARSED_SHARE) * done / total
-            await in_thread(_draft_vectors)(document, space, numbers, vectors, share)
+        for start in range(0, len(drafts), READ_AHEAD):
+            numbers = drafts[start : start + READ_AHEAD]
+            texts = await in_thread(_texts)(document, numbers)
+            while texts:
+                count = fitting(texts)
+                vectors = await embed(principal, space, texts[:count])
+                done += count
+                share = PARSED_SHARE + (1 - PARSED_SHARE) * done / total
+                await in_thread(_draft_vectors)(document, space, numbers[:count], vectors, share)
+                numbers, texts = numbers[count:], texts[count:]
 
 
 def _space(document: Document) -> Space:
@@ -254,12 +291,21 @@ def _space(document: Document) -> Space:
 
 def _missing(document: Document, space: Space) -> tuple[int, list[int]]:
     """How many drafts there are, and the numbers of those without a vector in the space."""
-    DraftEmbedding.objects.filter(document=document).exclude(space=space).delete()
-    numbers = set(Draft.objects.filter(document=document).values_list("number", flat=True))
-    if not numbers:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            WITH others AS (DELETE FROM knowledge_draftembedding WHERE document_id = %(id)s AND space_id <> %(space)s)
+            SELECT number, EXISTS (
+              SELECT FROM knowledge_draftembedding vector
+              WHERE vector.document_id = %(id)s AND vector.number = draft.number AND vector.space_id = %(space)s
+            ) FROM knowledge_draft draft WHERE document_id = %(id)s ORDER BY number
+            """,
+            {"id": document.pk, "space": space.pk},
+        )
+        rows = cursor.fetchall()
+    if not rows:
         raise NoChunks
-    embedded = DraftEmbedding.objects.filter(document=document).values_list("number", flat=True)
-    return len(numbers), sorted(numbers.difference(embedded))
+    return len(rows), [number for number, is_embedded in rows if not is_embedded]
 
 
 def _texts(document: Document, numbers: Sequence[int]) -> list[str]:
@@ -274,7 +320,7 @@ def _draft_vectors(
     document: Document, space: Space, numbers: Sequence[int], vectors: Sequence[Vector], share: float
 ) -> None:
     document.tries = 0
-    with transaction.atomic():
+    with transaction.atomic(), drafting():
         _keep(document, progress=share, error="", tries=0, deaths=0)
         rows = ((document.pk, number, space.pk, vector) for number, vector in zip(numbers, vectors, strict=True))
         copy_vectors("knowledge_draftembedding (document_id, number, space_id, embedding)", "int8 int4 int8", rows)
@@ -329,31 +375,53 @@ def _store_locked(document: Document) -> bool:
     if held is None or collection is None or collection.space is None:
         raise _Lost
     space = collection.space
-    drafts = Draft.objects.filter(document=document).count()
-    if not drafts:
-        raise NoChunks
-    if DraftEmbedding.objects.filter(document=document, space=space).count() != drafts:
-        return False
-    Chunk.objects.filter(document=document).delete()
+    known: dict[str, str | int] = {
+        "id": document.pk,
+        "space": space.pk,
+        "collection": collection.pk,
+        "language": collection.language,
+    }
     with connection.cursor() as cursor:
         cursor.execute(
             """
-            INSERT INTO knowledge_chunk (document_id, collection_id, number, content, metadata, created)
-            SELECT document_id, %s, number, content, metadata, now() FROM knowledge_draft
-            WHERE document_id = %s ORDER BY number
+            SELECT count(*), count(vector.number), array_agg(DISTINCT vector_dims(embedding)),
+              EXISTS (SELECT FROM knowledge_chunk WHERE document_id = %(id)s)
+            FROM knowledge_draft draft LEFT JOIN knowledge_draftembedding vector
+              ON vector.document_id = %(id)s AND vector.number = draft.number AND vector.space_id = %(space)s
+            WHERE draft.document_id = %(id)s
             """,
-            [document.collection_id, document.pk],
+            known,
         )
+        drafts, vectors, sizes, has_chunks = cursor.fetchone()
+        if not drafts:
+            raise NoChunks
+        if vectors != drafts:
+            return False
+        take_dimensions(space, set(sizes))
+        if has_chunks:
+            Chunk.objects.filter(document=document).delete()
+        # Read once, and without a join of what was just written, of whose size the planner knows nothing.
         cursor.execute(
             """
+            WITH whole AS MATERIALIZED (
+              SELECT nextval(pg_get_serial_sequence('knowledge_chunk', 'id')) AS id, ordered.*
+              FROM (
+                SELECT number, content, metadata, language, length, lexemes, embedding
+                FROM knowledge_draft draft JOIN knowledge_draftembedding USING (document_id, number)
+                WHERE document_id = %(id)s ORDER BY number
+              ) ordered
+            ), chunks AS (
+              INSERT INTO knowledge_chunk (id, document_id, collection_id, number, content, metadata, created)
+              SELECT id, %(id)s, %(collection)s, number, content, metadata, now() FROM whole
+            ), words AS (
+              INSERT INTO knowledge_lexemes (chunk_id, collection_id, language, length, lexemes)
+              SELECT id, %(collection)s, language, length, lexemes FROM whole WHERE language = %(language)s
+            )
             INSERT INTO knowledge_embedding (chunk_id, space_id, collection_id, embedding)
-            SELECT chunk.id, draft.space_id, chunk.collection_id, draft.embedding
-            FROM knowledge_chunk chunk JOIN knowledge_draftembedding draft USING (document_id, number)
-            WHERE document_id = %s ORDER BY number RETURNING vector_dims(embedding)
+            SELECT id, %(space)s, %(collection)s, embedding FROM whole
             """,
-            [document.pk],
+            known,
         )
-        take_dimensions(space, {row[0] for row in cursor.fetchall()})
     _forget_drafts(document)
     Document.objects.held(document).update(
         status=Status.READY, progress=1, error="", edited=False, lease=None, lease_expires=None

@@ -5,10 +5,9 @@ statement finds on its way; how many chunks there are, and how long, the collect
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from django.db import connection
-from django.db.backends.utils import CursorWrapper
 
 from knowledge.queries import Scope, Search
 
@@ -16,6 +15,7 @@ K1, B = 1.2, 0.75  # Robertson and Zaragoza, "The Probabilistic Relevance Framew
 MAX_TERMS = 100
 MAX_MISTAKEN = 8  # words of a query that may be misspelt
 ALTERNATIVES = 3
+FEW = 1_500  # chunks: their words are read through in some milliseconds
 
 
 class Term(NamedTuple):
@@ -68,13 +68,13 @@ def _ranking(search: Search, language: str, terms: Sequence[Term]) -> str:
         )
         scores.append(f"idf_{number} * tf_{number} * {K1 + 1} / (tf_{number} + norm)")
     search.parameters[language] = " | ".join(term.query for term in terms)
-    inside = f"SELECT collection.id FROM knowledge_collection collection WHERE {search.scope.sql}"
+    # Where few are searched they are read through, rather than all chunks that have a word, whoever's they are.
+    there = f"language = '{language}' AND collection_id = ANY(ARRAY({inside(search.scope)}))"
+    read = f"(SELECT * FROM knowledge_lexemes WHERE {there} OFFSET 0) AS few" if chunks <= FEW else "knowledge_lexemes"
     return f"""
         hit_{language} AS MATERIALIZED (
           SELECT chunk_id, {K1} * ({1 - B} + {B} * length / {average}) AS norm, {", ".join(columns)}
-          FROM knowledge_lexemes
-          WHERE lexemes @@ %({language})s::tsquery AND language = '{language}'
-            AND collection_id = ANY(ARRAY({inside}))
+          FROM {read} WHERE lexemes @@ %({language})s::tsquery AND {there}
         ), weight_{language} AS MATERIALIZED (SELECT {", ".join(weights)} FROM hit_{language}),
         worded_{language} AS (
           SELECT chunk_id, {" + ".join(scores)} AS score FROM hit_{language}, weight_{language}
@@ -83,26 +83,38 @@ def _ranking(search: Search, language: str, terms: Sequence[Term]) -> str:
 
 def _terms(search: Search, language: str) -> list[Term]:
     """The query's words, without stop words; for one that nobody uses, those that resemble it most."""
-    cursor, scope = search.cursor, search.scope
-    parameters = scope.parameters() | {"configuration": f"opengate_{language}", "language": language}
-    parameters["text"] = search.query.text
+    cursor = search.cursor
     cursor.execute(
         f"""
-        SELECT lexeme, lexeme ~ '^[[:alpha:]]{{3,40}}$' AND NOT EXISTS (
-          SELECT FROM knowledge_word word JOIN knowledge_collection collection ON collection.id = word.collection_id
-          WHERE word.word = lexeme AND collection.language = %(language)s AND {scope.sql}
-        )
-        FROM unnest(tsvector_to_array(to_tsvector(%(configuration)s::regconfig, %(text)s))) AS lexeme
-        LIMIT {MAX_TERMS}
+        SELECT lexeme, lexeme ~ '^[[:alpha:]]{{3,40}}$'
+        FROM unnest(tsvector_to_array(to_tsvector(%s::regconfig, %s))) AS lexeme LIMIT {MAX_TERMS}
         """,
-        parameters,
+        [f"opengate_{language}", search.query.text],
     )
     found = cursor.fetchall()
     terms = [Term(lexeme) for lexeme, _ in found]
-    for lexeme in [lexeme for lexeme, is_unknown in found if is_unknown][:MAX_MISTAKEN]:
+    for term in _unused(search, language, [Term(lexeme) for lexeme, is_word in found if is_word])[:MAX_MISTAKEN]:
         known = {term.lexeme for term in terms}
-        terms += [term for term in _alike(cursor, lexeme, parameters, scope) if term.lexeme not in known]
+        terms += [alike for alike in _alike(search, language, term.lexeme) if alike.lexeme not in known]
     return terms
+
+
+def _used(scope: Scope, language: str, query: str) -> str:
+    """Whether a chunk that may be found has a word; only in statements can that be asked for all at once."""
+    return (
+        f"EXISTS (SELECT FROM knowledge_lexemes WHERE lexemes @@ {query}::tsquery AND language = '{language}' "
+        f"AND collection_id = ANY(ARRAY({inside(scope)})))"
+    )
+
+
+def _unused(search: Search, language: str, terms: Sequence[Term]) -> list[Term]:
+    """Those that no chunk has."""
+    if not terms:
+        return []
+    parameters = search.scope.parameters() | {f"term_{number}": term.query for number, term in enumerate(terms)}
+    used = ", ".join(_used(search.scope, language, f"%(term_{number})s") for number in range(len(terms)))
+    search.cursor.execute(f"SELECT {used}", parameters)
+    return [term for term, is_used in zip(terms, search.cursor.fetchone(), strict=True) if not is_used]
 
 
 def words_meant(text: str, language: str, words: Sequence[str]) -> set[str]:
@@ -119,18 +131,24 @@ def words_meant(text: str, language: str, words: Sequence[str]) -> set[str]:
         return {word for (word,) in cursor.fetchall()}
 
 
-def _alike(cursor: CursorWrapper, lexeme: str, parameters: dict[str, Any], scope: Scope) -> list[Term]:
-    """Words within one edit of a short word and two of a longer one, the nearest first."""
+def _alike(search: Search, language: str, lexeme: str) -> list[Term]:
+    """Words of the chunks within one edit of a short word and two of a longer one, the nearest first."""
     edits = 1 if len(lexeme) <= 5 else 2
-    cursor.execute(
+    quoted = "quote_literal(word)"  # as a tsquery has it, too: a word is of letters
+    search.cursor.execute(
         f"""
-        SELECT word.word, min(levenshtein_less_equal(word.word, %(lexeme)s, {edits})) AS edits
-        FROM knowledge_word word JOIN knowledge_collection collection ON collection.id = word.collection_id
-        WHERE word.word %% %(lexeme)s AND length(word.word) BETWEEN {len(lexeme) - edits} AND {len(lexeme) + edits}
-          AND levenshtein_less_equal(word.word, %(lexeme)s, {edits}) <= {edits}
-          AND collection.language = %(language)s AND {scope.sql}
-        GROUP BY word.word ORDER BY edits, word.word LIMIT {ALTERNATIVES}
+        SELECT word, edits FROM (
+          SELECT word, levenshtein_less_equal(word, %(lexeme)s, {edits}) AS edits FROM knowledge_word
+          WHERE word %% %(lexeme)s AND language = '{language}'
+            AND length(word) BETWEEN {len(lexeme) - edits} AND {len(lexeme) + edits}
+          ORDER BY 2, 1 OFFSET 0
+        ) alike WHERE edits <= {edits} AND {_used(search.scope, language, quoted)} LIMIT {ALTERNATIVES}
         """,
-        parameters | {"lexeme": lexeme},
+        search.scope.parameters() | {"lexeme": lexeme},
     )
-    return [Term(word, 1 - edits / len(lexeme)) for word, edits in cursor.fetchall()]
+    return [Term(word, 1 - edits / len(lexeme)) for word, edits in search.cursor.fetchall()]
+
+
+def inside(scope: Scope) -> str:
+    """Ids of the collections that are searched."""
+    return f"SELECT collection.id FROM knowledge_collection collection WHERE {scope.sql}"

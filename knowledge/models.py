@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 from django.conf import settings
 from django.contrib.postgres.indexes import GinIndex, OpClass
 from django.contrib.postgres.search import SearchVectorField
-from django.db import models
+from django.db import connection, models
 from django.db.models import Count, F, OuterRef, Q, Subquery
 from django.db.models.functions import Coalesce, Now
 from django.utils import timezone
@@ -80,10 +80,6 @@ class Space(models.Model):
     def __str__(self) -> str:
         return f"{self.router or 'a deleted model'}, {self.dimensions or 'unknown'} dimensions"
 
-    @property
-    def index_name(self) -> str:
-        return f"knowledge_embedding_space_{self.pk}"
-
 
 class CollectionQuerySet(models.QuerySet["Collection"]):
     def visible_to(self, user_id: int) -> Self:
@@ -129,7 +125,6 @@ class Collection(models.Model):
     switched = models.DateTimeField(null=True, editable=False, help_text="When the space changed last.")
     chunks = models.PositiveBigIntegerField(default=0, editable=False)
     words = models.PositiveBigIntegerField(default=0, editable=False, help_text="Of all chunks, without stop words.")
-    has_stale_words = models.BooleanField(default=False, editable=False, help_text="Chunks were deleted.")
     created = models.DateTimeField(auto_now_add=True)
     updated = models.DateTimeField(auto_now=True)
 
@@ -178,8 +173,16 @@ class DocumentQuerySet(models.QuerySet["Document"]):
     def keep(self, document: "Document", *, seconds: float = 0, **changes: Any) -> bool:
         """Store changes and renew the lease, for work that takes `seconds` more than its time; False when it is no
         longer this holder's, or the document is gone."""
-        expires = timezone.now() + timedelta(seconds=seconds) + lease_time()
-        return bool(self.held(document).update(lease_expires=expires, **changes))
+        changes["lease_expires"] = timezone.now() + timedelta(seconds=seconds) + lease_time()
+        fields = ", ".join(f"{name} = %({name})s" for name in changes)
+        with (
+            connection.cursor() as cursor
+        ):  # by hand: it is done for each batch, and the ORM takes longer than Postgres
+            cursor.execute(
+                f"UPDATE knowledge_document SET {fields} WHERE id = %(_id)s AND lease = %(_lease)s",  # noqa: S608
+                {**changes, "_id": document.pk, "_lease": document.lease},
+            )
+            return bool(cursor.rowcount)
 
     def retry(self) -> int:
         """Have those that failed begin anew; how many these are."""
@@ -242,7 +245,9 @@ class Document(models.Model):
 class Chunk(models.Model):
     """A piece of a document that is found as one. `number` counts inside the document, from 0."""
 
-    document = models.ForeignKey(Document, on_delete=models.DO_NOTHING, db_constraint=False, related_name="chunks")
+    document = models.ForeignKey(
+        Document, on_delete=models.DO_NOTHING, db_constraint=False, db_index=False, related_name="chunks"
+    )
     collection = models.ForeignKey(Collection, on_delete=models.DO_NOTHING, db_constraint=False, related_name="+")
     number = models.PositiveIntegerField()
     content = models.TextField()
@@ -260,17 +265,25 @@ class Chunk(models.Model):
 
 
 class Embedding(models.Model):
-    """The vector of a chunk in a space, of unit length; narrow, so that a collection is read through quickly."""
+    """The vector of a chunk in a space, of unit length; narrow, so that a collection is read through quickly.
+
+    One that came after the space's index was built is not in it, so that nobody waits for that, but for those that a
+    worker took in since: `in_index`.
+    """
 
     pk = models.CompositePrimaryKey("chunk_id", "space_id")
-    chunk = models.ForeignKey(Chunk, on_delete=models.DO_NOTHING, db_constraint=False, related_name="embeddings")
+    chunk = models.ForeignKey(
+        Chunk, on_delete=models.DO_NOTHING, db_constraint=False, db_index=False, related_name="embeddings"
+    )
     space = models.ForeignKey(Space, on_delete=models.DO_NOTHING, db_constraint=False, db_index=False)
     collection = models.ForeignKey(Collection, on_delete=models.DO_NOTHING, db_constraint=False, db_index=False)
     embedding = HalfVectorField()
+    in_index = models.BooleanField(default=False, db_default=False)
 
     class Meta:
         indexes: ClassVar[list[models.Index]] = [
-            models.Index(fields=["collection", "space"], name="embedding_collection")
+            models.Index(fields=["collection", "space"], name="embedding_collection"),
+            models.Index(fields=["space", "chunk"], condition=Q(in_index=False), name="embedding_not_in_index"),
         ]
 
     def __str__(self) -> str:
@@ -280,7 +293,7 @@ class Embedding(models.Model):
 class Lexemes(models.Model):
     """The words of a chunk as its collection's language knows them; `length` counts all, the tsvector each with places.
 
-    A trigger of the database writes them as chunks come.
+    Ingestion writes them; of chunks that come without, a trigger of the database does.
     """
 
     chunk = models.OneToOneField(
@@ -292,30 +305,62 @@ class Lexemes(models.Model):
     lexemes = SearchVectorField()
 
     class Meta:
-        indexes: ClassVar[list[Any]] = [GinIndex(fields=["lexemes"], name="lexemes_words", fastupdate=False)]
+        indexes: ClassVar[list[Any]] = [GinIndex(fields=["lexemes"], name="lexemes_words")]
 
     def __str__(self) -> str:
         return str(self.lexemes)
 
 
-class Word(models.Model):
-    """That a collection has a word: where a query's word is in none, the nearest are looked for here."""
+class Vocabulary(models.Model):
+    """The words of a language as one thing: whoever adds some shares its row, whoever takes some away has it alone.
 
-    pk = models.CompositePrimaryKey("collection_id", "word")
-    collection = models.ForeignKey(
-        Collection, on_delete=models.DO_NOTHING, db_constraint=False, db_index=False, related_name="+"
-    )
+    Another `edition` tells those who remember its words that some were forgotten.
+    """
+
+    language = models.CharField(max_length=16, choices=Language.choices, primary_key=True)
+    edition: "models.UUIDField[UUID, UUID]" = models.UUIDField(default=uuid4)
+
+    class Meta:
+        verbose_name_plural = "vocabularies"
+
+    def __str__(self) -> str:
+        return self.language
+
+
+class Word(models.Model):
+    """That some chunk of a language has a word: where a query's word is in none, the nearest are looked for here.
+
+    Whose chunk that is, a search asks for itself.
+    """
+
+    pk = models.CompositePrimaryKey("language", "word")
+    language = models.CharField(max_length=16, choices=Language.choices)
     word = models.TextField()
 
     class Meta:
-        indexes: ClassVar[list[Any]] = [GinIndex(OpClass("word", "gin_trgm_ops"), name="word_trigrams")]
+        indexes: ClassVar[list[Any]] = [GinIndex(OpClass("word", "gin_trgm_ops"), name="word_alike")]
 
     def __str__(self) -> str:
         return self.word
 
 
+class LostWords(models.Model):
+    """A note of the database: chunks of a language went, and some words may be in none any more."""
+
+    language = models.CharField(max_length=16, choices=Language.choices)
+
+    class Meta:
+        verbose_name_plural = "lost words"
+
+    def __str__(self) -> str:
+        return self.language
+
+
 class Draft(models.Model):
-    """A chunk of a document under way: kept, so that whoever goes on need not read the file again."""
+    """A chunk of a document under way: kept, so that whoever goes on need not read the file again.
+
+    Its words are known to a language, or to none: then the database reads them when the chunk comes.
+    """
 
     pk = models.CompositePrimaryKey("document_id", "number")
     document = models.ForeignKey(
@@ -324,6 +369,9 @@ class Draft(models.Model):
     number = models.PositiveIntegerField()
     content = models.TextField()
     metadata = models.JSONField(null=True)
+    language = models.CharField(max_length=16, choices=Language.choices, null=True)
+    length = models.PositiveIntegerField(null=True)
+    lexemes = SearchVectorField(null=True)
 
     def __str__(self) -> str:
         return f"{self.number}: {self.content[:80]}"

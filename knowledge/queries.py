@@ -155,23 +155,23 @@ def whole_scope(collection: Collection) -> Scope:
 
 def scope_of(user_id: int, collection_ids: Sequence[int]) -> Scope:
     """The collections named, or all that the user may read; raises CollectionNotFound."""
-    visible = Collection.objects.visible_to(user_id)
-    if collection_ids:
-        found = set(visible.filter(id__in=collection_ids).values_list("id", flat=True))
-        for id in collection_ids:
-            if id not in found:
-                raise CollectionNotFound(id)
     return _measured(Scope(user_id, list(dict.fromkeys(collection_ids))))
 
 
 def _measured(scope: Scope) -> Scope:
+    """With what its collections hold; raises CollectionNotFound for one that is named and not there."""
     with connection.cursor() as cursor:
         cursor.execute(
-            f"SELECT space_id, language, sum(chunks), sum(words) FROM knowledge_collection collection "
-            f"WHERE {scope.sql} AND chunks > 0 GROUP BY space_id, language",
+            f"SELECT array_agg(id), space_id, language, sum(chunks), sum(words) FROM knowledge_collection collection "
+            f"WHERE {scope.sql} {'' if scope.ids else 'AND chunks > 0'} GROUP BY space_id, language",
             scope.parameters(),
         )
-        scope.corpora = [
-            Corpus(space_id, language, int(chunks), int(words)) for space_id, language, chunks, words in cursor
-        ]
+        rows = cursor.fetchall()
+    found = {id for ids, *_ in rows for id in ids}
+    for id in scope.ids:
+        if id not in found:
+            raise CollectionNotFound(id)
+    scope.corpora = [
+        Corpus(space_id, language, int(chunks), int(words)) for _, space_id, language, chunks, words in rows if chunks
+    ]
     return scope

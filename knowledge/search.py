@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from django.db import connection, transaction
+from django.db import connection
 
 from accounts.principals import Principal
 from inference import gateway
@@ -113,7 +113,7 @@ def _spaces(scope: Scope) -> list[Space]:
 
 def run(query: Query, scope: Scope, asked: Asked) -> list[Result]:
     """What one page of the query finds."""
-    with transaction.atomic(), connection.cursor() as cursor:
+    with connection.cursor() as cursor:
         search = Search(cursor, query, scope, asked)
         ranked = {
             SearchMethod.SEMANTIC: _semantic,

@@ -1,11 +1,14 @@
 """Vectors on their way into tables, and the space of a collection that they belong to."""
 
+import struct
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 from django.db import connection
-from pgvector import HalfVector
+from pydantic_core import to_json
 
+from knowledge.embedding import Vector
 from knowledge.errors import ModelAnswersOtherSize, NoEmbeddingModel
 from knowledge.models import Collection, Space
 
@@ -24,17 +27,33 @@ def space_of(collection: Collection) -> Space:
 
 def take_dimensions(space: Space, found: set[int]) -> None:
     """The first vectors of a space say how long all are; raises ModelAnswersOtherSize for others."""
-    Space.objects.filter(id=space.pk, dimensions=None).update(dimensions=min(found))
-    expected = Space.objects.values_list("dimensions", flat=True).get(id=space.pk)
-    for size in found - {expected}:
-        raise ModelAnswersOtherSize(size, expected or 0)
+    if space.dimensions is None:
+        Space.objects.filter(id=space.pk, dimensions=None).update(dimensions=min(found))
+        space.refresh_from_db(fields=["dimensions"])
+    for size in found - {space.dimensions}:
+        raise ModelAnswersOtherSize(size, space.dimensions or 0)
+
+
+def as_text(vector: Vector) -> str:
+    """As Postgres reads a vector, in a twentieth of the time that Python takes for it."""
+    return to_json(np.asarray(vector).tolist()).decode()
 
 
 def copy_vectors(table: str, types: str, rows: Iterable[tuple[Any, ...]]) -> None:
     """Binary COPY of rows that end with a vector; `table` names the columns, `types` all but the last."""
+    copy_rows(table, f"{types} bytea", ((*values, _binary(vector)) for *values, vector in rows))
+
+
+def copy_rows(table: str, types: str, rows: Iterable[tuple[Any, ...]]) -> None:
+    """Binary COPY; `bytea` is for whatever comes as Postgres takes it in binary.
+
+    So do types that psycopg would have to be taught at each connection: classes that are never forgotten.
+    """
     with connection.cursor() as cursor, cursor.copy(f"COPY {table} FROM STDIN WITH (FORMAT BINARY)") as copy:
-        # As bytes, which this COPY passes as they are: pgvector's own types would have to be registered at each
-        # connection, and each time leave classes behind that are never forgotten.
-        copy.set_types([*types.split(), "bytea"])
-        for *values, vector in rows:
-            copy.write_row((*values, HalfVector(vector).to_binary()))
+        copy.set_types(types.split())
+        for row in rows:
+            copy.write_row(row)
+
+
+def _binary(vector: Vector) -> bytes:
+    return struct.pack(">HH", len(vector), 0) + np.asarray(vector).astype(">f2").tobytes()

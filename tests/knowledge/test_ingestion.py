@@ -21,21 +21,25 @@ from knowledge.models import (
     DiscardedFile,
     Document,
     Lexemes,
+    LostWords,
     Space,
     Status,
     Word,
 )
 from routing.models import Provider, Router
-from tests.knowledge.conftest import DIMENSIONS, EMBEDDINGS, embedding
+from tests.knowledge.conftest import DIMENSIONS, EMBEDDINGS, embedding, found
 from tests.knowledge.documents import (
     AWAY,
     EACH,
     PARAGRAPHS,
     TEXT,
+    Killed,
     asked,
     beside,
     contents,
+    die,
     failure,
+    interrupt,
     is_whole,
     nothing_is_left,
     time_passes,
@@ -354,13 +358,38 @@ def test_counters_follow_what_comes_and_goes(add, as_ada, collection):
     assert counted() == before
 
 
-def test_words_that_another_collection_still_uses_are_forgotten_all_the_same(add, as_ada, ada, collection):
+def test_a_word_that_another_collection_still_uses_is_kept_and_resembles_nothing_here(add, as_ada, ada, collection):
     other = Collection.objects.create(name="other", owner=ada, space=collection.space, language="english")
     add("The library closes.", collection=other)
     document = add("The library opens.")
     as_ada.delete(f"/v1/documents/{document.pk}")
     tidying.forget_words()
-    assert set(Word.objects.values_list("collection", "word")) == {(other.pk, "librari"), (other.pk, "close")}
+    assert set(Word.objects.values_list("language", "word")) == {("english", "librari"), ("english", "close")}
+    for id, count in ((collection.pk, 0), (other.pk, 1)):
+        assert len(found(as_ada, "libbrary", method="lexical", collection_ids=[id])) == count
+
+
+def test_a_word_that_was_forgotten_is_learned_again(add, as_ada):
+    for _ in range(2):
+        document = add("The library closes.")
+        assert len(found(as_ada, "libbrary", method="lexical")) == 1
+        as_ada.delete(f"/v1/documents/{document.pk}")
+        tidying.forget_words()
+        assert not Word.objects.exists()
+
+
+def test_words_of_a_document_under_way_are_kept_and_of_one_that_failed_forgotten(came, ingest, monkeypatch):
+    came("The library closes.")
+    with monkeypatch.context() as patch:
+        interrupt(patch, ingestion, "embed", die)
+        with pytest.raises(Killed):
+            ingest()
+    LostWords.objects.create(language="english")
+    tidying.forget_words()
+    assert Word.objects.filter(word="librari").exists()
+    Document.objects.all().delete()
+    tidying.forget_words()
+    assert not Word.objects.exists()
 
 
 def test_of_a_chunk_with_more_words_than_can_be_kept_the_first_are_found(collection):

@@ -3,11 +3,9 @@
 import random
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 from django.db import connection
-from django.db.backends.utils import CursorWrapper
 
 from accounts.models import User
 from knowledge import indexing, nearest, search
@@ -65,7 +63,8 @@ def space(collection: Collection, ben: User, monkeypatch: pytest.MonkeyPatch) ->
     assert indexing.index_grown() == [space]
     yield space
     with connection.cursor() as cursor:
-        cursor.execute(f"DROP INDEX IF EXISTS {space.index_name}")
+        for index in nearest.indexes(cursor, space.pk):
+            cursor.execute(f"DROP INDEX {index.name}")
 
 
 def numbers(user: User, space: Space, **how: object) -> list[tuple[int, int]]:
@@ -95,14 +94,35 @@ def test_the_index_finds_what_comparing_one_by_one_finds_and_nothing_of_others(
     assert led == [1, 1]
 
 
-def test_an_index_that_gives_up_before_it_found_enough_loses_nothing(space, ada, monkeypatch):
-    @contextmanager
-    def poorly(cursor: CursorWrapper, depth: int) -> Iterator[None]:
-        cursor.execute("SET LOCAL hnsw.ef_search = 1; SET LOCAL hnsw.iterative_scan = off; SET LOCAL enable_sort = off")
-        yield
-        cursor.execute("SET LOCAL enable_sort = on")
+def outside(space: Space) -> int:
+    """How many vectors the index does not have."""
+    with connection.cursor() as cursor:
+        (index,) = nearest.indexes(cursor, space.pk)
+        cursor.execute(f"SELECT count(*) FROM knowledge_embedding WHERE {index.outside}")
+        return cursor.fetchone()[0]
 
-    monkeypatch.setattr(nearest, "_by_index", poorly)  # it leads to one vector, of ben's
+
+def test_what_comes_after_the_index_was_built_is_found_at_once_and_taken_in_later(space, ada, collection):
+    store(collection, [QUERY] * 3)
+    new = [(collection.pk, number) for number in range(3)]
+    assert sorted(numbers(ada, space)[:3]) == new
+    assert outside(space) == 3
+    assert indexing.index_grown() == []
+    assert outside(space) == 0
+    assert sorted(numbers(ada, space)[:3]) == new
+
+
+def test_when_much_has_come_another_index_is_built(space, ada, collection):
+    store(collection, vectors_near(1, 200))
+    before = numbers(ada, space)
+    assert indexing.index_grown() == [space]
+    assert outside(space) == 0
+    assert numbers(ada, space) == before
+
+
+def test_an_index_that_gives_up_before_it_found_enough_loses_nothing(space, ada, monkeypatch):
+    poorly = "SET LOCAL hnsw.ef_search = 1; SET LOCAL hnsw.iterative_scan = off; SET LOCAL enable_sort = off"
+    monkeypatch.setattr(nearest, "_settings", lambda depth: poorly)  # it leads to one vector, of ben's
     assert len(numbers(ada, space)) == 5
 
 
@@ -115,7 +135,8 @@ def test_where_few_fulfil_a_filter_each_is_looked_up(space, ada, collection):
 
 def test_an_index_whose_building_broke_off_is_built_again(space):
     with connection.cursor() as cursor:
-        cursor.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = %s::regclass", [space.index_name])
+        (index,) = nearest.indexes(cursor, space.pk)
+        cursor.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = %s::regclass", [index.name])
     assert indexing.state_of(space) is False
     assert indexing.index_grown() == [space]
     assert indexing.state_of(space) is True
@@ -123,7 +144,8 @@ def test_an_index_whose_building_broke_off_is_built_again(space):
 
 def test_while_one_builds_another_leaves_it_to_him(space):
     with connection.cursor() as cursor:
-        cursor.execute(f"DROP INDEX {space.index_name}")
+        (index,) = nearest.indexes(cursor, space.pk)
+        cursor.execute(f"DROP INDEX {index.name}")
     may_end, holds = threading.Event(), threading.Event()
 
     def hold() -> None:

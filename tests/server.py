@@ -90,9 +90,10 @@ class Server:
         if self.kind == "daphne":
             return ["daphne", "--verbosity", "0", "--no-server-name", "--port", str(self.port)]
         patience = int(variables.get("OPENGATE_REQUEST_PATIENCE_SECONDS", "30"))
-        options = ["--interface", "asgi", "--loop", "uvloop", "--log-level", "warning"]
+        options = ["--interface", "asgi", "--loop", "uvloop", "--backlog", "4096", "--backpressure", "8192"]
         options += ["--http1-buffer-size", "65536", "--http1-header-read-timeout", str(patience * 1000)]
-        return ["granian", *options, "--port", str(self.port), "--workers", self.workers]
+        options += ["--log-level", "warning", "--port", str(self.port), "--workers", self.workers]
+        return ["granian", *options]
 
     def start(self) -> Self:
         self.process = self.spawn(environment(**self.extra))

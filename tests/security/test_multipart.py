@@ -52,6 +52,7 @@ FAULTY = {
 PATHS = ("/v1/documents", "/v1/audio/transcriptions", "/v1/parse-beta")
 
 
+@pytest.mark.needs("raw forms")
 def test_a_form_that_is_too_much_is_refused_in_little_memory(target, ada, key_of, router, upstream, unused):
     with target.client(key_of(ada)) as client:
         for path in PATHS:

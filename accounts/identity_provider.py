@@ -7,13 +7,11 @@ ours, since each must end in time and within bounds.
 import json
 import logging
 import re
-import secrets
 import ssl
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -27,6 +25,7 @@ from joserfc.errors import JoseError
 from joserfc.jwk import JWKRegistry, Key
 
 from accounts.errors import Reason, SignInRefused
+from accounts.sign_ins import Attempt, Identity, may_name
 
 logger = logging.getLogger(__name__)
 
@@ -43,31 +42,6 @@ KEY_TYPES = ("RSA", "EC", "OKP")
 
 # What may be wrong with a token that somebody else made.
 _FAULTS = (JoseError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """The secrets of one sign-in: they tie the answer to the browser that began it."""
-
-    state: str
-    nonce: str
-    verifier: str
-
-    @classmethod
-    def begin(cls) -> "Attempt":
-        return cls(*(secrets.token_urlsafe(32) for _ in range(3)))
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """A person as the provider knows them; `iss` and `sub` are for ever, all else may change."""
-
-    iss: str
-    sub: str
-    email: str | None
-    is_verified: bool  # the e-mail
-    name: str | None
-    groups: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,32 +76,6 @@ class _Answer:
 _metadata: dict[str, tuple[float, _Metadata]] = {}
 _keys: dict[str, tuple[float, list[Key]]] = {}
 _away: dict[str, float] = {}
-
-
-def is_configured() -> bool:
-    return bool(settings.OIDC_ISSUER and settings.OIDC_CLIENT_ID) and is_secure(settings.OIDC_ISSUER)
-
-
-def is_secure(url: str) -> bool:
-    """Whether it is https, or on this machine."""
-    try:
-        parts = urlsplit(url)
-        host = parts.hostname or ""
-    except ValueError:
-        return False
-    return bool(host) and (parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(host)))
-
-
-def may_name(issuer: str, url: str) -> bool:
-    """Whether an issuer may send us there: one that is far away names no ports of this machine."""
-    return is_secure(url) and (urlsplit(url).scheme == "https" or urlsplit(issuer).scheme == "http")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def away(what: str) -> SignInRefused:

@@ -6,8 +6,8 @@ from django.conf import settings
 from django.db import IntegrityError, transaction
 
 from accounts.errors import Reason, SignInRefused
-from accounts.identity_provider import Identity
 from accounts.models import Organization, Permission, Role, User
+from accounts.sign_ins import Identity
 
 logger = logging.getLogger(__name__)
 

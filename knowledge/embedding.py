@@ -1,10 +1,7 @@
 """Texts to vectors, by the gateway's road: admitted, metered and paid like any other call."""
 
 from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, Union
 
 from accounts.principals import Principal
 from inference import gateway
@@ -15,9 +12,13 @@ from routing.models import Router
 from usage.accounting import Call
 from usage.models import Endpoint
 
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
 BATCH = 32  # texts a call
 BATCH_CHARACTERS = 16_384  # of its texts together: some models take a second for two thousand
-Vector = Sequence[float] | npt.NDArray[np.float64]
+Vector = Union[Sequence[float], "npt.NDArray[np.float64]"]
 
 
 def fitting(texts: Sequence[str]) -> int:
@@ -49,6 +50,8 @@ def model_of(space: Space) -> Router:
 
 def vectors_in(answer: dict[str, Any], space: Space) -> list[Vector]:
     """The vectors of an answer of `gateway.embed`, of unit length; raises ModelAnswersOtherSize."""
+    import numpy as np  # a process that has no documents to search does without its ten MiB
+
     rows = [row["embedding"] for row in answer["data"]]
     expected = space.dimensions or len(rows[0])
     for size in {len(row) for row in rows} - {expected}:

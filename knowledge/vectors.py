@@ -4,7 +4,6 @@ import struct
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 from django.db import connection
 from pydantic_core import to_json
 
@@ -36,7 +35,7 @@ def take_dimensions(space: Space, found: set[int]) -> None:
 
 def as_text(vector: Vector) -> str:
     """As Postgres reads a vector, in a twentieth of the time that Python takes for it."""
-    return to_json(np.asarray(vector).tolist()).decode()
+    return to_json([*map(float, vector)]).decode()
 
 
 def copy_vectors(table: str, types: str, rows: Iterable[tuple[Any, ...]]) -> None:
@@ -56,4 +55,6 @@ def copy_rows(table: str, types: str, rows: Iterable[tuple[Any, ...]]) -> None:
 
 
 def _binary(vector: Vector) -> bytes:
+    import numpy as np
+
     return struct.pack(">HH", len(vector), 0) + np.asarray(vector).astype(">f2").tobytes()

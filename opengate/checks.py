@@ -8,7 +8,7 @@ from django.core.files.storage import storages
 from django.core.files.storage.handler import InvalidStorageError
 from django.db import DatabaseError
 
-from accounts.identity_provider import is_secure
+from accounts.sign_ins import is_secure
 from opengate import egress, encryption, environment
 
 LEAST_SECRET_LENGTH = 32

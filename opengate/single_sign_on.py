@@ -19,9 +19,9 @@ from django.utils.http import url_has_allowed_host_and_scheme, urlencode
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET
 
-from accounts import identity_provider, single_sign_on
+from accounts import sign_ins, single_sign_on
 from accounts.errors import Reason, SignInRefused
-from accounts.identity_provider import Attempt
+from accounts.sign_ins import Attempt
 from opengate.pages import CONSOLE, PLAYGROUND
 
 BACKEND = "accounts.passwords.PasswordBackend"  # finds the user of a session, however it began
@@ -36,7 +36,7 @@ _STATUS = {Reason.AWAY: 503, Reason.NOT_SET_UP: 503, Reason.NOT_GENUINE: 400, LO
 
 def offer(request: HttpRequest, wanted: str) -> dict[str, str] | None:
     """The button of a sign-in page that leads to `wanted`; None where there is no single sign-on."""
-    if not identity_provider.is_configured():
+    if not sign_ins.is_configured():
         return None
     words = {"next": own_page(wanted), "language": translation.get_language() or settings.LANGUAGE_CODE}
     return {"url": f"{reverse('single-sign-on:login')}?{urlencode(words)}", "name": provider_name()}
@@ -58,6 +58,8 @@ def own_page(wanted: str) -> str:
 
 def _address(request: HttpRequest, name: str) -> str:
     """The whole address of a view, as the provider knows it. A Host that nobody checked is never part of it."""
+    from accounts import identity_provider
+
     if settings.PUBLIC_URL:
         return f"{settings.PUBLIC_URL}{reverse(name)}"
     if "*" in settings.ALLOWED_HOSTS:
@@ -116,6 +118,8 @@ def _remember(response: HttpResponse, journeys: list[Journey]) -> None:
 @require_GET
 def start(request: HttpRequest) -> HttpResponse:
     """To the provider. A link leads here, not a form: a form may go to no other site (form-action)."""
+    from accounts import identity_provider
+
     _closed_unless_configured()
     language = _language(request.GET.get("language", ""), request)
     wanted = own_page(request.GET.get("next", ""))
@@ -147,6 +151,8 @@ def callback(request: HttpRequest) -> HttpResponse:
 
 
 def _back(request: HttpRequest, journey: Journey) -> HttpResponse:
+    from accounts import identity_provider
+
     error, code = request.GET.get("error"), request.GET.get("code")
     if error is not None:
         reason = CANCELLED if error == "access_denied" else Reason.AWAY
@@ -171,8 +177,10 @@ def signed_out(request: HttpRequest, back: str) -> HttpResponse | None:
 
     It is a page and no redirect: the answer to a form may lead to no other site.
     """
+    from accounts import identity_provider
+
     id_token = request.session.get(ID_TOKEN) if settings.OIDC_LOGOUT else None
-    if id_token is None or not identity_provider.is_configured():
+    if id_token is None or not sign_ins.is_configured():
         return None
     try:
         url = identity_provider.end_session_url(id_token, _address(request, "playground:login"))
@@ -188,7 +196,7 @@ def signed_out(request: HttpRequest, back: str) -> HttpResponse | None:
 
 
 def _closed_unless_configured() -> None:
-    if not identity_provider.is_configured():
+    if not sign_ins.is_configured():
         raise Http404("There is no single sign-on.")
 
 

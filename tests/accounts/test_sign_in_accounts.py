@@ -12,8 +12,8 @@ from django.test import Client
 from django.utils import timezone
 
 from accounts import single_sign_on
-from accounts.identity_provider import Identity
 from accounts.models import Organization, Role, User
+from accounts.sign_ins import Identity
 from tests.accounts.identity_provider import (
     CLIENT,
     refused,

@@ -10,7 +10,7 @@ from django.contrib.auth import SESSION_KEY
 from django.core.checks import run_checks
 from django.test import Client
 
-from accounts import identity_provider
+from accounts import identity_provider, sign_ins
 from accounts.models import Key, User
 from opengate import environment
 from tests.accounts.identity_provider import (
@@ -311,7 +311,7 @@ def test_a_value_that_makes_no_sense_is_said_to_be_so(name, value):
 
 
 def test_an_issuer_far_away_sends_us_to_no_port_of_this_machine():
-    assert identity_provider.may_name("https://id.example.org", "https://keys.example.org/jwks")
-    assert identity_provider.may_name("http://127.0.0.1:8080", "http://127.0.0.1:8080/jwks")
+    assert sign_ins.may_name("https://id.example.org", "https://keys.example.org/jwks")
+    assert sign_ins.may_name("http://127.0.0.1:8080", "http://127.0.0.1:8080/jwks")
     for url in ("http://127.0.0.1:6379/", "http://localhost/", "http://keys.example.org/", "file:///etc/passwd", ""):
-        assert not identity_provider.may_name("https://id.example.org", url)
+        assert not sign_ins.may_name("https://id.example.org", url)

@@ -98,6 +98,7 @@ class Call:
         self._wish: Wish | None = None  # for the first place, until that is taken
         self._settlement: asyncio.Task[None] | None = None
         self._footprint: carbon.Footprint | None = None
+        self._cost: tuple[Tokens, Decimal] | None = None  # of these tokens
 
     # admission
 
@@ -249,7 +250,10 @@ class Call:
         if self.router is None:
             return pricing.FREE
         router, tokens = self.router, self.tokens
-        return pricing.cost(tokens.prompt, tokens.completion, router.cost_prompt_tokens, router.cost_completion_tokens)
+        if self._cost is None or self._cost[0] is not tokens:  # once: the answer and the record say the same
+            prices = router.cost_prompt_tokens, router.cost_completion_tokens
+            self._cost = tokens, pricing.cost(tokens.prompt, tokens.completion, *prices)
+        return self._cost[1]
 
     def footprint(self) -> carbon.Footprint:
         if self.provider is None:

@@ -7,6 +7,7 @@ and a call costs a multiplication.
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from django.conf import settings
 from ecologits.electricity_mix_repository import electricity_mixes
@@ -18,8 +19,7 @@ _INSTANT_SECONDS = 1e-15
 _FOREVER_SECONDS = 1e9
 
 
-@dataclass(frozen=True, slots=True)
-class Footprint:
+class Footprint(NamedTuple):
     """Least and most energy in kWh and carbon in kgCO2eq; equal where the method gives one figure."""
 
     kwh_min: float = 0.0

@@ -135,7 +135,7 @@ def _ms(seconds: float) -> float:
 def _limits(admission: Admission) -> Flown:
     found: Flown = dict.fromkeys(WINDOW_SECONDS)
     for window in admission.windows:
-        found[window.type] = {"limit": window.limit, "used": window.count, "resets_ms": window.reset_ms}
+        found[window.type] = {"limit": window.limit, "used": window.taken, "resets_ms": window.reset_ms}
     return found
 
 

@@ -7,7 +7,7 @@ from an empty counter, and so is the strategy: how a counter forgets is in `usag
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import redis
 from django.conf import settings
@@ -90,8 +90,7 @@ async def grants() -> Grants:
     return await _grants.get(None)
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
+class Window(NamedTuple):
     """One limit's counter after an admission or a refusal.
 
     It is empty in `reset_ms`, at `ends_ms` of Redis' clock; what was refused would fit in `wait_ms`.
@@ -99,14 +98,14 @@ class Window:
 
     type: str
     limit: int
-    count: int
+    taken: int
     reset_ms: int
     wait_ms: int
     ends_ms: int
 
     @property
     def remaining(self) -> int:
-        return max(self.limit - self.count, 0)
+        return max(self.limit - self.taken, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +242,7 @@ def _headers(windows: Sequence[Window]) -> dict[str, str]:
     for window in windows:
         kind = _KINDS[window.type]
         known = tightest.get(kind)
-        if known is None or window.limit - window.count < known.limit - known.count:
+        if known is None or window.limit - window.taken < known.limit - known.taken:
             tightest[kind] = window
     found: dict[str, str] = {}
     for kind, window in tightest.items():

@@ -103,7 +103,7 @@ def test_who_stops_waiting_for_a_settlement_neither_stops_nor_repeats_it(ada, pr
         assert asked == 1
         admission = await limits.admit(principal(ada), priced, granted, 1, "next")
         assert not isinstance(admission, str)
-        return admission.windows[0].count
+        return admission.windows[0].taken
 
     assert in_loop(run()) == 104
     spool.drain()

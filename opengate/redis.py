@@ -99,7 +99,7 @@ class _Trip:
     packed: bytes
     count: int
     arrived: asyncio.Future[list[Any]]
-    deadline: float = 0.0
+    sent: float = 0.0
     is_second: bool = False  # its connection was lost, and it goes once more
     answers: list[Any] = field(default_factory=list)
 
@@ -121,19 +121,21 @@ class _Connection(asyncio.Protocol):
         self._patience = settings.REDIS_TIMEOUT_SECONDS
         self._under_way: deque[_Trip] = deque()
         self._timer: asyncio.TimerHandle | None = None
+        self._heard = 0.0
         self._is_broken = False
         self._replies = hiredis.Reader(replyError=opened._parser.parse_error)  # into the library's errors
         self._transport: Any = opened._writer.transport  # type: ignore[union-attr]
         self._transport.set_protocol(self)
 
     def send(self, trip: _Trip) -> None:
-        trip.deadline = self._loop.time() + self._patience
+        trip.sent = self._loop.time()
         self._under_way.append(trip)
         self._transport.write(trip.packed)
         if self._timer is None:
-            self._timer = self._loop.call_at(trip.deadline, self._look)
+            self._timer = self._loop.call_at(trip.sent + self._patience, self._look)
 
     def data_received(self, data: bytes) -> None:
+        self._heard = self._loop.time()
         self._replies.feed(data)
         try:
             while (answer := self._replies.gets()) is not False:
@@ -153,18 +155,18 @@ class _Connection(asyncio.Protocol):
             if not trip.arrived.done():
                 trip.arrived.set_result(trip.answers)
 
-    def _look(self, late: _Trip | None = None) -> None:
-        """Whether the first trip is late: one timer for all of them.
+    def _look(self, silent_since: float = 0.0) -> None:
+        """Whether Redis is silent, though something is under way; one timer for all trips.
 
         A process that was itself held up looks twice, since timers may come before the answers that lie there.
         """
         self._timer = None
         if self._under_way:
-            first = self._under_way[0]
-            if first.deadline > self._loop.time():
-                self._timer = self._loop.call_at(first.deadline, self._look)
-            elif first is not late:
-                self._timer = self._loop.call_later(SECOND_LOOK_SECONDS, self._look, first)
+            since = max(self._under_way[0].sent, self._heard)
+            if since + self._patience > self._loop.time():
+                self._timer = self._loop.call_at(since + self._patience, self._look)
+            elif since != silent_since:
+                self._timer = self._loop.call_later(SECOND_LOOK_SECONDS, self._look, since)
             else:
                 self._break(redis.TimeoutError("No answer in time."))
 
@@ -272,6 +274,8 @@ _line = PerLoop(_Line, _Line.end)
 
 async def trip(*commands: Command) -> list[Any]:
     """Run commands in one round trip, and answer what each answers; raises RedisAway, or the first command's error."""
+    if not commands:
+        return []
     if not breaker.allows():
         raise RedisAway
     answers = await _line().send(commands)

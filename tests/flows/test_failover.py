@@ -16,6 +16,7 @@ from routing.circuit import State
 from routing.models import Provider
 from tests.conftest import CHAT
 from tests.flows.load import Callers
+from tests.routing.providers import count_outage
 from tests.server import ROOT, free_port
 
 CALLS, CALLERS = 1000, 16
@@ -144,7 +145,7 @@ def test_the_provider_that_was_left_alone_serves_again(as_ada, router, redis_cli
     """The trial after the pause is an ordinary call, which gets its answer."""
     provider = router.providers.get()
     for _ in range(circuit.FAILURES_TO_OPEN):
-        redis_client.eval(*circuit.failed(provider.id)[1:])
+        count_outage(provider.id)
     redis_client.hincrbyfloat(circuit.key(provider.id), "until", -10)
     assert chat(as_ada).status_code == 200
     assert state_of(provider) == State.CLOSED
@@ -155,7 +156,7 @@ def test_the_provider_that_was_left_alone_serves_again(as_ada, router, redis_cli
 def test_with_the_only_circuit_open_the_answer_is_503_at_once(as_ada, router, chat, upstream, redis_client, records):
     provider = router.providers.get()
     for _ in range(circuit.FAILURES_TO_OPEN):
-        redis_client.eval(*circuit.failed(provider.id)[1:])
+        count_outage(provider.id)
     response = chat(as_ada)
     assert response.status_code == 503
     assert response.json()["detail"] == "Model is temporarily unavailable, please try again later."
@@ -169,7 +170,7 @@ def test_with_the_only_circuit_open_the_answer_is_503_at_once(as_ada, router, ch
 def test_a_provider_that_was_changed_is_tried_at_once(as_ada, router, chat, redis_client):
     provider = router.providers.get()
     for _ in range(circuit.FAILURES_TO_OPEN):
-        redis_client.eval(*circuit.failed(provider.id)[1:])
+        count_outage(provider.id)
     assert chat(as_ada).status_code == 503
     provider.timeout = 6
     provider.save()

@@ -9,6 +9,7 @@ from accounts.models import Permission
 from routing import circuit
 from routing.models import Provider, Router
 from tests.flows.load import Callers
+from tests.routing.providers import count_outage
 from usage.models import Limit
 
 
@@ -29,7 +30,7 @@ def twins(router, upstream):
 
 def open_circuit(redis_client, provider: Provider) -> None:
     for _ in range(circuit.FAILURES_TO_OPEN):
-        redis_client.eval(*circuit.failed(provider.id)[1:])
+        count_outage(provider.id)
 
 
 def health(client) -> dict[str, str]:

@@ -9,6 +9,7 @@ from inference import trials
 from routing import circuit
 from routing.models import Provider, Router
 from tests.flows.test_changes_in_force import Console, Form
+from tests.routing.providers import count_outage
 from tests.upstream import chunk, event
 from tests.usage.records import fund
 from usage.models import Limit
@@ -72,7 +73,7 @@ def test_a_provider_that_fails_is_told_and_no_other_asked(console, router, upstr
 def test_an_open_circuit_refuses_a_test_too(console, router, redis_client, upstream):
     provider = router.providers.get()
     for _ in range(circuit.FAILURES_TO_OPEN):
-        redis_client.eval(*circuit.failed(provider.id)[1:])
+        count_outage(provider.id)
     assert "Model is temporarily unavailable" in page_after(console, "provider", provider.id)
     assert upstream.received == []
 

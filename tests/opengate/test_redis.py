@@ -51,6 +51,10 @@ def test_a_command_that_cannot_be_written_is_an_error_and_no_endless_wait():
         in_loop(story())
 
 
+def test_a_trip_without_commands_is_none():
+    assert in_loop(opengate_redis.trip()) == []
+
+
 def test_a_script_that_redis_has_forgotten_is_told_to_it_again_on_the_way(redis_client):
     script = Script("return redis.call('INCR', KEYS[1])")
 

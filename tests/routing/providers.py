@@ -3,6 +3,9 @@
 from decimal import Decimal
 from typing import Any
 
+from opengate import redis as opengate_redis
+from opengate.loops import in_loop
+from routing import circuit
 from routing.snapshot import Provider, Router
 
 
@@ -39,3 +42,8 @@ def router(strategy: str, *providers: Provider) -> Router:
         max_context_length=None,
         providers=providers,
     )
+
+
+def count_outage(provider_id: int) -> None:
+    """As a call does that finds its provider away."""
+    in_loop(opengate_redis.trip(circuit.failed(provider_id)))

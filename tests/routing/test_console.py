@@ -15,6 +15,7 @@ from routing.models import Provider, Router
 from tests.conftest import PASSWORD
 from tests.flows.test_changes_in_force import Console, Form
 from tests.management.conftest import model_list
+from tests.routing.providers import count_outage
 from usage.matrix import TYPES
 from usage.models import Limit
 
@@ -80,7 +81,7 @@ def test_a_key_that_no_header_carries_is_refused(console, router):
 def test_the_list_of_providers_tells_their_circuits_and_calls_in_flight(console, router, redis_client):
     provider = router.providers.get()
     for _ in range(circuit.FAILURES_TO_OPEN):
-        redis_client.eval(*circuit.failed(provider.id)[1:])
+        count_outage(provider.id)
     redis_client.zadd(f"opengate:inflight:{provider.id}", {"somebody": time.time() + 30})
     page = console.page("/admin/routing/provider/")
     assert "open, tried again in 5 s" in page
@@ -90,7 +91,7 @@ def test_the_list_of_providers_tells_their_circuits_and_calls_in_flight(console,
 
 def test_a_circuit_may_be_closed_by_hand(console, router, redis_client):
     provider = router.providers.get()
-    redis_client.eval(*circuit.failed(provider.id)[1:])
+    count_outage(provider.id)
     fields = {"action": "close_circuits", "_selected_action": provider.id}
     assert "Their circuits are closed" in console.send("/admin/routing/provider/", "changelist-form", **fields)
     assert redis_client.exists(circuit.key(provider.id)) == 0
@@ -256,14 +257,14 @@ def test_the_router_page_tells_the_health_of_each_provider(console, router, redi
     assert '<span class="badge good">well</span>' in page
     for shown in ("60 ms", "1.50 s", ">15<", "any number at a time"):
         assert shown in page
-    redis_client.eval(*circuit.failed(provider.id)[1:])
+    count_outage(provider.id)
     assert '<span class="badge fair">failing</span>' in console.page(path_of(router))
 
 
 def test_the_list_of_routers_tells_aliases_health_and_who_may_use_them(console, router, role, redis_client):
     router.names.create(value="an/alias")
     for _ in range(circuit.FAILURES_TO_OPEN):
-        redis_client.eval(*circuit.failed(router.providers.get().id)[1:])
+        count_outage(router.providers.get().id)
     page = console.page("/admin/routing/router/?q=an/alias")
     for shown in ("an/alias", 'upstream-name <span class="badge bad">away</span>', "developers", "free"):
         assert shown in page

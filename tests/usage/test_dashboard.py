@@ -15,6 +15,7 @@ from knowledge.models import Collection, Document, Space
 from opengate import dashboard
 from routing import circuit
 from routing.models import Provider, Router
+from tests.routing.providers import count_outage
 from tests.usage.records import fund, record
 from usage import ledger, rollups, shortage, trends
 from usage.models import Account, Grain, Limit, Rollup, RollupProgress
@@ -127,7 +128,7 @@ def test_circuits_and_what_upstreams_said_are_shown(client, router, redis_client
     assert "not asked lately" in page(client)
     redis_client.set(f"opengate:probe:{provider.id}", 0)
     for _ in range(circuit.FAILURES_TO_OPEN):
-        redis_client.execute_command(*circuit.failed(provider.id))
+        count_outage(provider.id)
     shown = page(client)
     assert "open, tried again in" in shown
     assert "does not answer" in shown

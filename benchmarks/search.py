@@ -360,9 +360,10 @@ class World:
 
     def beside(self) -> dict[str, Any]:
         """Several workers at once, each with documents of its own."""
-        from django.db import connections
+        from django.db import connection
 
-        connections.close_all()
+        connection.close()
+        connection.close_pool()  # type: ignore[attr-defined]  # no connection may be in two processes
         context = multiprocessing.get_context("fork")
         barrier, times = context.Barrier(WORKERS), context.Queue()
 

@@ -47,7 +47,7 @@ class Migration(migrations.Migration):
             ),
         ),
         migrations.SeparateDatabaseAndState(
-            [migrations.RunSQL("ALTER INDEX lexemes_words SET (fastupdate = on);", "ALTER INDEX lexemes_words SET (fastupdate = off);")],
+            [migrations.RunSQL("ALTER INDEX lexemes_words SET (fastupdate = on, gin_pending_list_limit = 512);", "ALTER INDEX lexemes_words SET (fastupdate = off);")],
             [
                 migrations.RemoveIndex(model_name="lexemes", name="lexemes_words"),
                 migrations.AddIndex(

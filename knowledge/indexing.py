@@ -75,6 +75,8 @@ def _build(cursor: CursorWrapper, space: Space, rows: int) -> None:
         )
     finally:
         cursor.execute("RESET maintenance_work_mem")
+    # After a bulk load the planner knows nothing of it yet, and would read through what it need not.
+    cursor.execute("ANALYZE knowledge_collection, knowledge_chunk, knowledge_embedding, knowledge_lexemes")
 
 
 def _outside(cursor: CursorWrapper, space: Space, index: nearest.Index) -> int:

@@ -41,9 +41,9 @@ def indexes(cursor: CursorWrapper, space_id: int) -> list[Index]:
     """The indexes of a space, the newest first."""
     cursor.execute(
         """
-        SELECT name, last, rows, indisvalid, EXISTS (
-          SELECT FROM knowledge_embedding WHERE space_id = %(space)s AND chunk_id > last AND NOT in_index
-        ) FROM (
+        SELECT name, last, rows, indisvalid, coalesce((
+          SELECT max(chunk_id) FROM knowledge_embedding WHERE space_id = %(space)s AND NOT in_index
+        ) > last, false) FROM (
           SELECT relname AS name, split_part(relname, '_', 5)::bigint AS last, greatest(reltuples, 1)::bigint AS rows,
             indisvalid
           FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid

@@ -44,7 +44,7 @@ NEW_WORDS = 0.006  # of all words: as many as an English library of this size st
 LONG = 1_000  # chunks of a long document
 LIVE = 2_000  # chunks that come while there is an index
 WORKERS = 2
-BESIDE = 4_000  # chunks that each of several workers brings in at once
+BESIDE = 8_000  # chunks that each of several workers brings in at once
 NEAREST = 10
 RARE = 100  # one document of so many has the metadata that is asked for
 ROUNDS = 5
@@ -91,7 +91,9 @@ def measure(chunks: int, rounds: int) -> dict[str, Any]:
     wide = world.cases()["all that a reader of 78 % sees"]
     figures["searched_with_2000_outside_the_index"] = world.asked(wide, "semantic", world.readable(wide), rounds)
     figures["taken_in_a_second"] = world.take_in()
-    figures["ingestion"][f"{WORKERS}_workers"] = world.beside()
+    figures["ingestion"][f"{WORKERS}_workers"] = world.beside(DOCUMENT)
+    figures["ingestion"][f"long_documents_{WORKERS}_workers"] = world.beside(LONG)
+    figures["ingestion"]["vectors_alone"] = world.vectors_alone()
     return figures
 
 
@@ -165,7 +167,7 @@ class World:
         self.vocabulary = np.array(sorted({self._word() for _ in range(2 * VOCABULARY)})[: 2 * VOCABULARY])
         self.numbers.shuffle(self.vocabulary)
         self.vocabulary = self.vocabulary[:VOCABULARY]
-        self.vectors = np.zeros((chunks + ROUNDS * LONG + LIVE + WORKERS * BESIDE, DIMENSIONS), dtype=np.float32)
+        self.vectors = np.zeros((chunks + ROUNDS * LONG + LIVE + DOCUMENT + BESIDE, DIMENSIONS), dtype=np.float32)
         self.texts: list[str] = []
         self.parts: Counter[str] = Counter()
         self.places: list[tuple[int, int]] = []  # collection and whether it has the rare metadata
@@ -300,7 +302,7 @@ class World:
     @contextmanager
     def without_a_model(self, text: str, vectors: list[list[float]]) -> Iterator[None]:
         """Ingestion with a document's text and the numbers of a model's answers given, and its parts timed."""
-        from knowledge import files, ingestion, parsing, splitting
+        from knowledge import files, ingestion, parsing, splitting, words
         from knowledge.embedding import vectors_in
         from knowledge.parsing import Page
 
@@ -316,8 +318,8 @@ class World:
         ]
         for place, name, part in (
             (splitting, "split", "split"),
-            (ingestion, "_draft", "words and drafts"),
-            (ingestion, "_draft_vectors", "vectors"),
+            (words, "read", "words"),
+            (words, "learn", "new words"),
             (ingestion, "_store", "store"),
         ):
             given.append((place, name, partial(self.timed, part, getattr(place, name))))
@@ -358,8 +360,24 @@ class World:
         assert not index_grown()
         return round(LIVE / (time.perf_counter() - started))
 
-    def beside(self) -> dict[str, Any]:
-        """Several workers at once, each with documents of its own."""
+    def vectors_alone(self) -> dict[str, Any]:
+        """Vectors into their table and its indexes, a thousand at a time, from arrays."""
+        from django.db import transaction
+
+        from knowledge.vectors import as_binary, store_vectors
+
+        rates = []
+        for slice in range(ROUNDS):
+            vectors = list(self.vectors[slice * LONG : (slice + 1) * LONG].astype(np.float64))
+            ids = range(-(slice + 1) * LONG, -slice * LONG)  # of no chunks
+            started = time.perf_counter()
+            with transaction.atomic():
+                store_vectors(self.space, self.collections[0].pk, ids, as_binary(vectors))
+            rates.append(round(LONG / (time.perf_counter() - started)))
+        return {"a_second": round(median(rates)), "min": min(rates), "max": max(rates)}
+
+    def beside(self, size: int) -> dict[str, Any]:
+        """Several workers at once, each with documents of its own, of so many chunks."""
         from django.db import connection
 
         connection.close()
@@ -369,7 +387,7 @@ class World:
 
         def work(worker: int) -> None:
             self.ingest(worker, DOCUMENT)
-            uploads = [self.come((number + worker) % COLLECTIONS, DOCUMENT) for number in range(BESIDE // DOCUMENT - 1)]
+            uploads = [self.come((2 * number + worker) % COLLECTIONS, size) for number in range(BESIDE // size)]
             barrier.wait()
             started = time.time()
             for upload in uploads:
@@ -382,7 +400,7 @@ class World:
         starts, ends = zip(*[times.get(timeout=300) for _ in workers])
         for worker in workers:
             worker.join()
-        rate = round(WORKERS * (BESIDE - DOCUMENT) / (max(ends) - min(starts)))
+        rate = round(WORKERS * BESIDE / (max(ends) - min(starts)))
         return {"a_second": rate, "min": rate, "max": rate}
 
     def index(self) -> float:

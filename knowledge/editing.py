@@ -14,7 +14,8 @@ from knowledge.errors import (
     VectorizationFailed,
 )
 from knowledge.models import Chunk, Collection, CollectionQuerySet, Document, Space, Status
-from knowledge.vectors import copy_vectors, space_of, take_dimensions
+from knowledge.storing import Row, as_json, store
+from knowledge.vectors import as_binary, space_of
 from opengate.database import commit, in_thread
 from opengate.errors import APIError, DatabaseAway
 
@@ -61,24 +62,12 @@ def _append(document: Document, space: Space, chunks: Sequence[NewChunk]) -> lis
             raise DocumentNotFound
         if locked.status != Status.READY:
             raise DocumentUnfinished
-        if collection.space is not None and collection.space != space:
-            return collection.space
+        if collection.space_id not in (None, space.pk):
+            return Space.objects.select_related("router").get(pk=collection.space_id)
         last = Chunk.objects.filter(document=document).order_by("-number").values_list("number", flat=True).first()
         first = 0 if last is None else last + 1
-        rows = [
-            Chunk(
-                document_id=document.pk,
-                collection_id=document.collection_id,
-                number=number,
-                content=chunk.content,
-                metadata=chunk.metadata,
-            )
-            for number, chunk in enumerate(chunks, first)
-        ]
-        Chunk.objects.bulk_create(rows)
-        take_dimensions(space, {len(chunk.vector) for chunk in chunks})
-        vectors = ((row.pk, space.pk, row.collection_id, chunk.vector) for row, chunk in zip(rows, chunks, strict=True))
-        copy_vectors("knowledge_embedding (chunk_id, space_id, collection_id, embedding)", "int8 int8 int8", vectors)
+        rows = [Row(number, chunk.content, as_json(chunk.metadata)) for number, chunk in enumerate(chunks, first)]
+        store(document, collection, space, rows, as_binary([chunk.vector for chunk in chunks]))
         Document.objects.filter(id=document.pk).update(edited=True)
         return [row.number for row in rows]
 

@@ -5,10 +5,9 @@ chunks and vectors come into the collection in one transaction, and only then ca
 """
 
 import asyncio
-import json
 import logging
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -20,8 +19,9 @@ from django.utils import timezone
 from accounts import principals
 from accounts.errors import InvalidKey
 from inference.errors import UnreadableAnswer
-from knowledge import files, parsing, splitting, words
-from knowledge.embedding import Vector, embed, fitting
+from knowledge import files, parsing, splitting
+from knowledge.drafts import Drafts, Lost, forget, keep
+from knowledge.embedding import embed, fitting
 from knowledge.errors import (
     NoChunks,
     StorageAway,
@@ -31,8 +31,9 @@ from knowledge.errors import (
     sentence_of,
 )
 from knowledge.kinds import Kind
-from knowledge.models import Chunk, Collection, Document, Draft, Space, Status
-from knowledge.vectors import copy_rows, copy_vectors, space_of, take_dimensions
+from knowledge.models import Collection, Document, Space, Status
+from knowledge.storing import as_json, store
+from knowledge.vectors import space_of
 from opengate.database import commit, in_thread
 from opengate.errors import APIError, DatabaseAway
 from opengate.loops import in_loop
@@ -46,10 +47,6 @@ LONGEST_PAUSE_SECONDS = 300.0
 DEATHS = 10  # of its workers in a row that a document may cause
 UNREADABLE_ANSWERS = 3
 READ_AHEAD = 512  # texts at once
-
-
-class _Lost(Exception):
-    """The lease is another's, or the document is gone: whatever was meant to be done is none of ours."""
 
 
 class _PutOff(Exception):
@@ -70,38 +67,48 @@ def ingest(id: int) -> None:
     if document is None:
         return
     try:
+        _bring_on(document, Drafts(document))
+    except Lost:
+        logger.info("Document %s is gone, or another works on it.", id)
+
+
+def _bring_on(document: Document, drafts: Drafts) -> None:
+    try:
+        collection = _collection(document)
         if document.deaths > DEATHS:
             raise Unreadable(f"Its worker died {DEATHS} times in a row.")
-        if document.status != Status.EMBEDDING and not _has_twin(document):
-            _parse(document)
-        space = _space(document)
-        total, drafts = _missing(document, space)
-        if drafts:
-            in_loop(_embed(document, space, total, drafts))
-        _store(document)
-    except _Lost:
-        logger.info("Document %s is gone, or another works on it.", id)
+        if not (document.status == Status.EMBEDDING and drafts.take_up()) and not _has_twin(document, drafts):
+            _parse(document, drafts)
+        if drafts.are_in_tables:
+            collection = _collection(document)  # it took its time
+        space = space_of(collection)
+        total, numbers = drafts.missing(space)
+        if numbers:
+            in_loop(_embed(drafts, space, total, numbers))
+        _store(document, drafts, space)
+    except Lost:
+        raise
     except _PutOff as pause:
-        _put_off(document, pause)
+        _put_off(document, drafts, pause)
     except (OperationalError, InterfaceError, DatabaseAway):
         raise  # nobody can be told; the lease runs out
     except (Unreadable, NoChunks) as error:
         _fail(document, error)
     except APIError as error:
-        _fail_or_wait(document, error)
+        _fail_or_wait(document, drafts, error)
     except Exception:
-        logger.exception("Document %s cannot be ingested.", id)
+        logger.exception("Document %s cannot be ingested.", document.pk)
         _fail(document, APIError("An unexpected error occurred."))
 
 
-def _fail_or_wait(document: Document, error: APIError) -> None:
+def _fail_or_wait(document: Document, drafts: Drafts, error: APIError) -> None:
     """What a model answered: try again later what may heal."""
     if isinstance(error, InvalidKey):
         _fail(document, Unreadable("The account of the collection's owner is closed."))
         return
     tries = UNREADABLE_ANSWERS if isinstance(error, UnreadableAnswer) else settings.INGESTION_TRIES
     if may_heal(error) and document.tries + 1 < tries:
-        _put_off(document, _PutOff(min(2.0**document.tries, LONGEST_PAUSE_SECONDS), sentence_of(error)))
+        _put_off(document, drafts, _PutOff(min(2.0**document.tries, LONGEST_PAUSE_SECONDS), sentence_of(error)))
     else:
         is_told = isinstance(error, VectorizationFailed | StorageAway)
         _fail(document, error if is_told else VectorizationFailed(error))
@@ -110,28 +117,31 @@ def _fail_or_wait(document: Document, error: APIError) -> None:
 def _fail(document: Document, error: APIError) -> None:
     with transaction.atomic():
         failed = {"status": Status.FAILED, "error": sentence_of(error), "failure": error.status}
-        if Document.objects.held(document).update(**failed, lease=None, lease_expires=None):
-            _forget_drafts(document)
+        if Document.objects.release(document, **failed):
+            forget(document)
 
 
-def _put_off(document: Document, pause: _PutOff) -> None:
+def _put_off(document: Document, drafts: Drafts, pause: _PutOff) -> None:
+    if drafts.has_more_than_tables:
+        drafts.keep()
     tries = document.tries + bool(pause.reason)
     due = timezone.now() + timedelta(seconds=pause.seconds)
-    Document.objects.held(document).update(
-        due=due, tries=tries, deaths=0, error=pause.reason, lease=None, lease_expires=None
-    )
+    Document.objects.release(document, due=due, tries=tries, deaths=0, error=pause.reason)
 
 
-def _keep(document: Document, *, seconds: float = 0, **changes: Any) -> None:
-    """Store changes and renew the lease, for work of `seconds`; raises _Lost."""
-    if not Document.objects.keep(document, seconds=seconds, **changes):
-        raise _Lost
+def _collection(document: Document) -> Collection:
+    """The document's, as it is now, with its space and model."""
+    collection = Collection.objects.select_related("space__router").filter(id=document.collection_id).first()
+    if collection is None:
+        raise Lost
+    document.collection = collection
+    return collection
 
 
 # the same file
 
 
-def _has_twin(document: Document) -> bool:
+def _has_twin(document: Document, drafts: Drafts) -> bool:
     """Draft the chunks and vectors of a document of the same collection, file and options, if there is one.
 
     One that is further on its way, or came first, is waited for: what is the same is read and paid for once.
@@ -154,10 +164,10 @@ def _has_twin(document: Document) -> bool:
     if twin is None:
         return False
     with transaction.atomic():
-        _keep(document, status=Status.EMBEDDING, progress=PARSED_SHARE)
+        keep(document, status=Status.EMBEDDING, progress=PARSED_SHARE)
         if twins.filter(id=twin.pk).select_for_update(no_key=True).first() is None:
             raise _PutOff(0)  # edited or deleted meanwhile; from here on it stays as it is
-        _forget_drafts(document)
+        forget(document)
         with connection.cursor() as cursor:
             cursor.execute(
                 """
@@ -181,22 +191,22 @@ def _has_twin(document: Document) -> bool:
                 """,
                 {"id": document.pk, "twin": twin.pk, "space": document.collection.space_id},
             )
-    return True
+    return drafts.take_up()
 
 
 # parse and split
 
 
-def _parse(document: Document) -> None:
+def _parse(document: Document, drafts: Drafts) -> None:
     """File to drafts."""
-    _keep(document, status=Status.PARSING, progress=0, error="")
+    keep(document, status=Status.PARSING, progress=0, error="")
     last = timezone.now()
 
     def on_page(share: float) -> None:
         nonlocal last
         if (timezone.now() - last).total_seconds() >= 1:
             last = timezone.now()
-            _keep(document, progress=share * PARSED_SHARE)
+            keep(document, progress=share * PARSED_SHARE)
 
     try:
         file = files.opened(document.file)
@@ -205,43 +215,18 @@ def _parse(document: Document) -> None:
     with file:
         pages = parsing.pages(file, Kind(document.kind), on_page=on_page)
     options = splitting.Options.stored(document.options)
-    # An expression of the caller's may take its time, and nothing else runs meanwhile.
-    _keep(document, seconds=splitting.SECONDS if options.separators and options.is_separator_regex else 0)
+    if options.separators and options.is_separator_regex:  # it may take its time, and nothing else runs meanwhile
+        keep(document, seconds=splitting.SECONDS)
     pieces = splitting.split(pages, options)
     if not pieces:
         raise NoChunks
-    _draft(document, pieces)
-
-
-def _draft(document: Document, pieces: Sequence[splitting.Piece]) -> None:
-    """Keep the pieces, and the words of each, which its collection's language learns."""
-    language = document.collection.language
-    readings, lexemes = words.read(language, [piece.content for piece in pieces])
-    with transaction.atomic(), drafting():
-        _keep(document, status=Status.EMBEDDING, progress=PARSED_SHARE)
-        _forget_drafts(document)
-        words.learn(language, lexemes)
-        copy_rows(
-            "knowledge_draft (document_id, number, content, metadata, language, length, lexemes)",
-            "int8 int4 text bytea text int4 bytea",
-            (
-                (document.pk, number, piece.content, _json(_metadata(document, piece)), language, *reading)
-                for number, (piece, reading) in enumerate(zip(pieces, readings, strict=True))
-            ),
-        )
-
-
-@contextmanager
-def drafting() -> Iterator[None]:
-    """Nobody waits for the disk in this transaction: drafts that are lost with the machine are made again."""
-    with connection.cursor() as cursor:
-        cursor.execute("SET LOCAL synchronous_commit = off")
-    yield
-
-
-def _json(value: dict[str, Any] | None) -> bytes | None:
-    """As Postgres takes a `jsonb` in binary."""
-    return None if value is None else b"\1" + json.dumps(value).encode()
+    described = [(piece.content, as_json(_metadata(document, piece))) for piece in pieces]
+    drafts.begin(document.collection.language, described)
+    changes: dict[str, Any] = {"status": Status.EMBEDDING, "progress": PARSED_SHARE}
+    if drafts.are_much_to_lose():
+        drafts.keep(**changes)
+    else:
+        keep(document, **changes)
 
 
 def _metadata(document: Document, piece: splitting.Piece) -> dict[str, Any] | None:
@@ -252,78 +237,23 @@ def _metadata(document: Document, piece: splitting.Piece) -> dict[str, Any] | No
     return pages | owns or None
 
 
-def _forget_drafts(document: Document) -> None:
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "WITH vectors AS (DELETE FROM knowledge_draftembedding WHERE document_id = %(id)s) "
-            "DELETE FROM knowledge_draft WHERE document_id = %(id)s",
-            {"id": document.pk},
-        )
-
-
 # embed
 
 
-async def _embed(document: Document, space: Space, total: int, drafts: Sequence[int]) -> None:
-    """A vector in the space for each of the drafts, by their numbers; there are `total` in all."""
-    principal = await principals.of_user(document.collection.owner_id)
-    done = total - len(drafts)
-    async with _kept(document):
-        for start in range(0, len(drafts), READ_AHEAD):
-            numbers = drafts[start : start + READ_AHEAD]
-            texts = await in_thread(_texts)(document, numbers)
+async def _embed(drafts: Drafts, space: Space, total: int, numbers: Sequence[int]) -> None:
+    """A vector in the space for each of those drafts; there are `total` in all."""
+    done = total - len(numbers)
+    async with _kept(drafts.document):
+        principal = await principals.of_user(drafts.document.collection.owner_id)
+        for start in range(0, len(numbers), READ_AHEAD):
+            ahead = numbers[start : start + READ_AHEAD]
+            texts = await drafts.texts(ahead)
             while texts:
                 count = fitting(texts)
                 vectors = await embed(principal, space, texts[:count])
                 done += count
-                share = PARSED_SHARE + (1 - PARSED_SHARE) * done / total
-                await in_thread(_draft_vectors)(document, space, numbers[:count], vectors, share)
-                numbers, texts = numbers[count:], texts[count:]
-
-
-def _space(document: Document) -> Space:
-    """The space of the collection as it is now."""
-    collection = Collection.objects.select_related("space__router").filter(id=document.collection_id).first()
-    if collection is None:
-        raise _Lost
-    return space_of(collection)
-
-
-def _missing(document: Document, space: Space) -> tuple[int, list[int]]:
-    """How many drafts there are, and the numbers of those without a vector in the space."""
-    with connection.cursor() as cursor:
-        cursor.execute(
-            """
-            WITH others AS (DELETE FROM knowledge_draftembedding WHERE document_id = %(id)s AND space_id <> %(space)s)
-            SELECT number, EXISTS (
-              SELECT FROM knowledge_draftembedding vector
-              WHERE vector.document_id = %(id)s AND vector.number = draft.number AND vector.space_id = %(space)s
-            ) FROM knowledge_draft draft WHERE document_id = %(id)s ORDER BY number
-            """,
-            {"id": document.pk, "space": space.pk},
-        )
-        rows = cursor.fetchall()
-    if not rows:
-        raise NoChunks
-    return len(rows), [number for number, is_embedded in rows if not is_embedded]
-
-
-def _texts(document: Document, numbers: Sequence[int]) -> list[str]:
-    drafts = Draft.objects.filter(document=document, number__in=numbers).order_by("number")
-    texts = list(drafts.values_list("content", flat=True))
-    if len(texts) != len(numbers):
-        raise _Lost
-    return texts
-
-
-def _draft_vectors(
-    document: Document, space: Space, numbers: Sequence[int], vectors: Sequence[Vector], share: float
-) -> None:
-    document.tries = 0
-    with transaction.atomic(), drafting():
-        _keep(document, progress=share, error="", tries=0, deaths=0)
-        rows = ((document.pk, number, space.pk, vector) for number, vector in zip(numbers, vectors, strict=True))
-        copy_vectors("knowledge_draftembedding (document_id, number, space_id, embedding)", "int8 int4 int8", rows)
+                await drafts.add(ahead[:count], vectors, PARSED_SHARE + (1 - PARSED_SHARE) * done / total)
+                ahead, texts = ahead[count:], texts[count:]
 
 
 @asynccontextmanager
@@ -351,7 +281,7 @@ async def _kept(document: Document) -> AsyncIterator[None]:
     except asyncio.CancelledError:
         if lost:
             worker.uncancel()
-            raise _Lost from None
+            raise Lost from None
         raise
     finally:
         heart.cancel()
@@ -361,69 +291,25 @@ async def _kept(document: Document) -> AsyncIterator[None]:
 # store
 
 
-def _store(document: Document) -> None:
-    """Drafts to chunks and vectors, in one transaction, in place of any there were."""
-    stored = commit(lambda: _store_locked(document))
-    if not stored:
+def _store(document: Document, drafts: Drafts, space: Space) -> None:
+    """Drafts to chunks and vectors, in one transaction."""
+    if drafts.are_in_tables and drafts.has_more_than_tables:
+        drafts.keep()
+    if not commit(lambda: _store_locked(document, drafts, space)):
         raise _PutOff(0)
 
 
-def _store_locked(document: Document) -> bool:
-    """False when the collection was given another space meanwhile, or lacks a vector: there is more to embed."""
+def _store_locked(document: Document, drafts: Drafts, space: Space) -> bool:
+    """False when the collection was given another space meanwhile: there is more to embed."""
     collection = Collection.objects.locked(document.collection_id)
-    held = Document.objects.held(document).select_for_update(no_key=True).first()
-    if held is None or collection is None or collection.space is None:
-        raise _Lost
-    space = collection.space
-    known: dict[str, str | int] = {
-        "id": document.pk,
-        "space": space.pk,
-        "collection": collection.pk,
-        "language": collection.language,
-    }
-    with connection.cursor() as cursor:
-        cursor.execute(
-            """
-            SELECT count(*), count(vector.number), array_agg(DISTINCT vector_dims(embedding)),
-              EXISTS (SELECT FROM knowledge_chunk WHERE document_id = %(id)s)
-            FROM knowledge_draft draft LEFT JOIN knowledge_draftembedding vector
-              ON vector.document_id = %(id)s AND vector.number = draft.number AND vector.space_id = %(space)s
-            WHERE draft.document_id = %(id)s
-            """,
-            known,
-        )
-        drafts, vectors, sizes, has_chunks = cursor.fetchone()
-        if not drafts:
-            raise NoChunks
-        if vectors != drafts:
-            return False
-        take_dimensions(space, set(sizes))
-        if has_chunks:
-            Chunk.objects.filter(document=document).delete()
-        # Read once, and without a join of what was just written, of whose size the planner knows nothing.
-        cursor.execute(
-            """
-            WITH whole AS MATERIALIZED (
-              SELECT nextval(pg_get_serial_sequence('knowledge_chunk', 'id')) AS id, ordered.*
-              FROM (
-                SELECT number, content, metadata, language, length, lexemes, embedding
-                FROM knowledge_draft draft JOIN knowledge_draftembedding USING (document_id, number)
-                WHERE document_id = %(id)s ORDER BY number
-              ) ordered
-            ), chunks AS (
-              INSERT INTO knowledge_chunk (id, document_id, collection_id, number, content, metadata, created)
-              SELECT id, %(id)s, %(collection)s, number, content, metadata, now() FROM whole
-            ), words AS (
-              INSERT INTO knowledge_lexemes (chunk_id, collection_id, language, length, lexemes)
-              SELECT id, %(collection)s, language, length, lexemes FROM whole WHERE language = %(language)s
-            )
-            INSERT INTO knowledge_embedding (chunk_id, space_id, collection_id, embedding)
-            SELECT id, %(space)s, %(collection)s, embedding FROM whole
-            """,
-            known,
-        )
-    _forget_drafts(document)
-    Document.objects.held(document).update(
-        status=Status.READY, progress=1, error="", edited=False, lease=None, lease_expires=None
-    )
+    if collection is None:
+        raise Lost
+    if collection.space_id != space.pk or drafts.missing(space)[1]:
+        return False
+    if not Document.objects.release(document, status=Status.READY, progress=1, error="", edited=False):
+        raise Lost
+    for rows, vectors in drafts.whole(collection.language):
+        store(document, collection, space, rows, vectors)
+    if drafts.are_in_tables:
+        forget(document)
     return True

@@ -91,8 +91,7 @@ class CollectionQuerySet(models.QuerySet["Collection"]):
 
     def locked(self, id: int) -> "Collection | None":
         """One of them, held until the transaction ends; before any of its documents, so that no two wait for ever."""
-        rows = self.select_for_update(no_key=True, of=("self",)).select_related("space__router")
-        return rows.filter(id=id).first()
+        return self.select_for_update(no_key=True, of=("self",)).filter(id=id).first()
 
     def described(self) -> Self:
         """With `document_count`, counted for the rows that are shown."""
@@ -164,22 +163,26 @@ class DocumentQuerySet(models.QuerySet["Document"]):
         lease = uuid4()
         changes = {"lease": lease, "lease_expires": now + lease_time(), "deaths": F("deaths") + 1}
         claimed = self.filter(id=id).due(now).update(**changes)
-        return self.filter(id=id, lease=lease).select_related("collection__space__router").first() if claimed else None
-
-    def held(self, document: "Document") -> Self:
-        """The document as long as its lease is still this holder's."""
-        return self.filter(id=document.pk, lease=document.lease)
+        return self.filter(id=id, lease=lease).first() if claimed else None
 
     def keep(self, document: "Document", *, seconds: float = 0, **changes: Any) -> bool:
         """Store changes and renew the lease, for work that takes `seconds` more than its time; False when it is no
         longer this holder's, or the document is gone."""
         changes["lease_expires"] = timezone.now() + timedelta(seconds=seconds) + lease_time()
+        # Nobody waits for the disk: what is lost with the machine is done again.
+        return self._change(document, changes, "set_config('synchronous_commit', 'off', true) = 'off'")
+
+    def release(self, document: "Document", **changes: Any) -> bool:
+        """Store changes and give the lease back; False when it is no longer this holder's, or the document is gone."""
+        return self._change(document, {**changes, "lease": None, "lease_expires": None})
+
+    @staticmethod
+    def _change(document: "Document", changes: dict[str, Any], condition: str = "true") -> bool:
+        """By hand: it is done some times for each document, and the ORM takes longer than Postgres."""
         fields = ", ".join(f"{name} = %({name})s" for name in changes)
-        with (
-            connection.cursor() as cursor
-        ):  # by hand: it is done for each batch, and the ORM takes longer than Postgres
+        with connection.cursor() as cursor:
             cursor.execute(
-                f"UPDATE knowledge_document SET {fields} WHERE id = %(_id)s AND lease = %(_lease)s",  # noqa: S608
+                f"UPDATE knowledge_document SET {fields} WHERE id = %(_id)s AND lease = %(_lease)s AND {condition}",  # noqa: S608
                 {**changes, "_id": document.pk, "_lease": document.lease},
             )
             return bool(cursor.rowcount)

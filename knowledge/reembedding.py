@@ -1,6 +1,6 @@
 """Another model for a collection, without an outage: new vectors beside the old ones, then one switch."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
 from django.conf import settings
@@ -11,7 +11,7 @@ from django.utils import timezone
 from accounts import principals
 from knowledge.embedding import BATCH, Vector, embed, fitting
 from knowledge.models import Chunk, Collection, Embedding, Space
-from knowledge.vectors import copy_vectors, take_dimensions
+from knowledge.vectors import as_binary, store_vectors
 from opengate.database import commit, in_thread
 from opengate.loops import in_loop
 from routing.models import Router
@@ -118,18 +118,17 @@ def _lacking(id: int, after: int) -> tuple[Collection, Space, list[tuple[int, st
         return collection, collection.next_space, chunks[: fitting([content for _, content in chunks])]
 
 
-def _keep(collection: Collection, space: Space, ids: Sequence[int], vectors: Iterable[Vector]) -> int:
+def _keep(collection: Collection, space: Space, ids: Sequence[int], vectors: Sequence[Vector]) -> int:
     """Store vectors of chunks that exist and have none yet; how many these were."""
 
     def kept() -> int:
         wanted = set(Chunk.objects.select_for_update(no_key=True).filter(id__in=ids).values_list("id", flat=True))
         wanted -= set(Embedding.objects.filter(chunk__in=wanted, space=space).values_list("chunk_id", flat=True))
-        rows = [(id, space.pk, collection.pk, vector) for id, vector in zip(ids, vectors, strict=True) if id in wanted]
-        if rows:
-            take_dimensions(space, {len(row[-1]) for row in rows})
-            copy_vectors("knowledge_embedding (chunk_id, space_id, collection_id, embedding)", "int8 int8 int8", rows)
+        found = {id: vector for id, vector in zip(ids, as_binary(vectors), strict=True) if id in wanted}
+        if found:
+            store_vectors(space, collection.pk, list(found), list(found.values()))
         Collection.objects.filter(id=collection.pk).update(lease_expires=_lease())
-        return len(rows)
+        return len(found)
 
     return commit(kept)
 

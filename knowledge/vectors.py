@@ -1,7 +1,7 @@
 """Vectors on their way into tables, and the space of a collection that they belong to."""
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from django.db import connection
@@ -38,9 +38,14 @@ def as_text(vector: Vector) -> str:
     return to_json([*map(float, vector)]).decode()
 
 
-def copy_vectors(table: str, types: str, rows: Iterable[tuple[Any, ...]]) -> None:
-    """Binary COPY of rows that end with a vector; `table` names the columns, `types` all but the last."""
-    copy_rows(table, f"{types} bytea", ((*values, _binary(vector)) for *values, vector in rows))
+def store_vectors(space: Space, collection_id: int, ids: Sequence[int], vectors: Sequence[bytes]) -> None:
+    """Vectors of the chunks with those ids; raises ModelAnswersOtherSize for vectors that are not of the space."""
+    take_dimensions(space, {int.from_bytes(vector[:2]) for vector in vectors})
+    copy_rows(
+        "knowledge_embedding (chunk_id, space_id, collection_id, embedding)",
+        "int8 int8 int8 bytea",
+        ((id, space.pk, collection_id, vector) for id, vector in zip(ids, vectors, strict=True)),
+    )
 
 
 def copy_rows(table: str, types: str, rows: Iterable[tuple[Any, ...]]) -> None:
@@ -54,7 +59,9 @@ def copy_rows(table: str, types: str, rows: Iterable[tuple[Any, ...]]) -> None:
             copy.write_row(row)
 
 
-def _binary(vector: Vector) -> bytes:
+def as_binary(vectors: Sequence[Vector]) -> list[bytes]:
+    """Each as Postgres takes a `halfvec` in binary; all are of one size."""
     import numpy as np
 
-    return struct.pack(">HH", len(vector), 0) + np.asarray(vector).astype(">f2").tobytes()
+    head = struct.pack(">HH", len(vectors[0]), 0)
+    return [head + vector.tobytes() for vector in np.asarray(vectors).astype(">f2")]

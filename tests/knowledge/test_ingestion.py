@@ -14,7 +14,7 @@ from django.db import connection
 from django.utils import timezone
 
 from accounts.models import User
-from knowledge import files, ingestion, tasks, tidying
+from knowledge import drafts, files, ingestion, tasks, tidying
 from knowledge.models import (
     Chunk,
     Collection,
@@ -379,6 +379,7 @@ def test_a_word_that_was_forgotten_is_learned_again(add, as_ada):
 
 
 def test_words_of_a_document_under_way_are_kept_and_of_one_that_failed_forgotten(came, ingest, monkeypatch):
+    monkeypatch.setattr(drafts, "KEEP_SECONDS", 0)
     came("The library closes.")
     with monkeypatch.context() as patch:
         interrupt(patch, ingestion, "embed", die)

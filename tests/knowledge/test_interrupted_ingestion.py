@@ -10,12 +10,14 @@ import pytest
 from django.db import OperationalError
 from django.utils import timezone
 
-from knowledge import ingestion, parsing, splitting
+from knowledge import drafts, ingestion, parsing, splitting, storing
+from knowledge.drafts import Drafts
 from knowledge.errors import Unreadable
 from knowledge.models import (
     Chunk,
     DiscardedFile,
     Document,
+    DraftEmbedding,
     Status,
 )
 from opengate.errors import APIError
@@ -43,15 +45,24 @@ STEPS = [
     (splitting, "split"),
     (ingestion, "embed"),
     (ingestion, "_store_locked"),
-    (ingestion, "take_dimensions"),  # in the middle of the transaction that stores
+    (storing, "store_vectors"),  # in the middle of the transaction that stores
 ]
+
+
+@pytest.fixture
+def careful(monkeypatch):
+    """Each step is kept, as if it had taken long."""
+    monkeypatch.setattr(drafts, "KEEP_SECONDS", 0)
 
 
 # a worker that dies
 
 
+@pytest.mark.parametrize("is_kept", [True, False])
 @pytest.mark.parametrize(("place", "name"), STEPS)
-def test_a_document_goes_on_where_its_worker_died(came, ingest, as_ada, upstream, monkeypatch, place, name):
+def test_a_document_goes_on_where_its_worker_died(came, ingest, as_ada, upstream, monkeypatch, place, name, is_kept):
+    if is_kept:
+        monkeypatch.setattr(drafts, "KEEP_SECONDS", 0)
     document = came(TEXT, **EACH)
     with monkeypatch.context() as patch:
         interrupt(patch, place, name, die)
@@ -64,9 +75,11 @@ def test_a_document_goes_on_where_its_worker_died(came, ingest, as_ada, upstream
     ingest()
     assert is_whole(document)
     assert contents(document) == PARAGRAPHS
-    assert [text for text in asked(upstream) if text in PARAGRAPHS] == PARAGRAPHS  # each once
+    embedded = [text for text in asked(upstream) if text in PARAGRAPHS]
+    assert embedded == PARAGRAPHS * (1 if is_kept or place not in (ingestion, storing) or name == "embed" else 2)
 
 
+@pytest.mark.usefixtures("careful")
 def test_what_was_embedded_is_not_embedded_again_nor_the_file_read_again(came, ingest, upstream, monkeypatch):
     document = came(TEXT, **EACH)
     with monkeypatch.context() as patch:
@@ -81,10 +94,40 @@ def test_what_was_embedded_is_not_embedded_again_nor_the_file_read_again(came, i
     assert asked(upstream) == PARAGRAPHS
 
 
+def test_vectors_that_a_model_gave_before_it_was_away_are_not_asked_for_again(came, ingest, upstream, monkeypatch):
+    document = came(TEXT, **EACH)
+
+    def refuse() -> None:
+        raise APIError("Overloaded.", status=503)
+
+    with monkeypatch.context() as patch:
+        interrupt(patch, ingestion, "embed", refuse, nth=3)
+        ingest()
+    document.refresh_from_db()
+    assert (document.status, document.tries) == (Status.EMBEDDING, 1)
+    time_passes()
+    ingest()
+    assert is_whole(document)
+    assert asked(upstream) == PARAGRAPHS
+
+
+def test_vectors_of_a_long_document_do_not_all_wait_in_memory(came, ingest, monkeypatch):
+    monkeypatch.setattr(drafts, "MAX_VECTORS", 40)
+    monkeypatch.setattr(drafts, "ROWS_AT_A_TIME", 30)
+    kept: list[int] = []
+    interrupt(monkeypatch, ingestion, "_store_locked", lambda: kept.append(DraftEmbedding.objects.count()))
+    document = came(TEXT, **EACH)
+    ingest()
+    assert kept == [70]
+    assert is_whole(document)
+    assert contents(document) == PARAGRAPHS
+
+
+@pytest.mark.usefixtures("careful")
 def test_vectors_that_were_not_kept_are_asked_for_again(came, ingest, upstream, monkeypatch):
     document = came(TEXT, **EACH)
     with monkeypatch.context() as patch:
-        interrupt(patch, ingestion, "_draft_vectors", die, nth=2)
+        interrupt(patch, Drafts, "keep", die, nth=3)
         with pytest.raises(Killed):
             ingest()
     time_passes()
@@ -104,6 +147,7 @@ def test_a_document_that_kills_each_worker_ends(came, ingest, monkeypatch):
     assert failure(document) == (Status.FAILED, 422, "Its worker died 10 times in a row.")
 
 
+@pytest.mark.usefixtures("careful")
 def test_a_document_that_gets_further_each_time_does_not(came, ingest, monkeypatch):
     document = came(TEXT, **EACH)
     Document.objects.update(deaths=ingestion.DEATHS - 1)

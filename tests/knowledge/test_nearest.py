@@ -11,7 +11,7 @@ from accounts.models import User
 from knowledge import indexing, nearest, search
 from knowledge.models import Chunk, Collection, Document, Space, Status
 from knowledge.queries import Asked, Filter, FilterType, Query, scope_of
-from knowledge.vectors import copy_vectors, take_dimensions
+from knowledge.vectors import as_binary, store_vectors
 from tests.knowledge.conftest import DIMENSIONS
 from tests.knowledge.documents import beside, interrupt
 
@@ -31,9 +31,7 @@ def store(collection: Collection, vectors: list[list[float]]) -> None:
         )
         for number in range(len(vectors))
     )
-    take_dimensions(space, {DIMENSIONS})
-    rows = ((chunk.pk, space.pk, collection.pk, vector) for chunk, vector in zip(chunks, vectors, strict=True))
-    copy_vectors("knowledge_embedding (chunk_id, space_id, collection_id, embedding)", "int8 int8 int8", rows)
+    store_vectors(space, collection.pk, [chunk.pk for chunk in chunks], as_binary(vectors))
 
 
 def vectors_near(direction: int, count: int) -> list[list[float]]:

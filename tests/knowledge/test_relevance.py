@@ -19,7 +19,7 @@ from django.db import connection
 from knowledge import search
 from knowledge.models import Chunk, Collection, Document, Space, Status
 from knowledge.queries import Asked, Query, SearchMethod, scope_of
-from knowledge.vectors import copy_vectors
+from knowledge.vectors import as_binary, store_vectors
 from opengate import localmodels
 from tests.flows.test_real_model import serving
 
@@ -301,10 +301,8 @@ def vectors(small_trial) -> dict[str, list[float]]:
 @pytest.mark.skipif(not localmodels.embeddings_are_available(), reason="requirements-models.txt is not installed")
 def test_both_methods_together_are_at_least_as_good_as_the_better_one(collection, small_trial, vectors):
     ids = stored(collection, small_trial.contents)
-    space = collection.space_id
-    Space.objects.filter(pk=space).update(dimensions=384)
-    rows = ((id, space, collection.pk, vectors[content]) for id, content in zip(ids, small_trial.contents, strict=True))
-    copy_vectors("knowledge_embedding (chunk_id, space_id, collection_id, embedding)", "int8 int8 int8", rows)
+    Space.objects.filter(pk=collection.space_id).update(dimensions=384)
+    store_vectors(Space.objects.get(), collection.pk, ids, as_binary([vectors[text] for text in small_trial.contents]))
 
     def quality(method: str) -> float:
         def rank(place: int) -> list[int]:

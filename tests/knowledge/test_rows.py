@@ -10,7 +10,7 @@ import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
 
 from accounts.models import Permission, User
-from knowledge import editing, uploads, vectors
+from knowledge import editing, storing, uploads, vectors
 from knowledge.errors import CollectionNotFound
 from knowledge.models import Chunk, Collection, Document, Language, Space
 from knowledge.splitting import Options
@@ -253,7 +253,7 @@ def test_two_who_append_at_once_are_numbered_one_after_the_other(add, monkeypatc
         other.start()
         time.sleep(0.2)
 
-    interrupt(monkeypatch, editing, "take_dimensions", overtake)  # between the chunks and their vectors
+    interrupt(monkeypatch, storing, "store_vectors", overtake)  # between the chunks and their vectors
     numbers.append(editing._append(document, space, made))
     other.join()
     assert sorted(numbers) == [[1], [2]]

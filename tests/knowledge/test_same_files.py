@@ -120,7 +120,7 @@ def test_a_twin_that_goes_while_it_is_copied_is_not_missed(add, came, ingest, as
         path = f"/v1/documents/{first.pk}" + ("/chunks/3" if how == "edited" else "")
         assert as_ada.delete(path).status_code == 204
 
-    interrupt(monkeypatch, ingestion, "_keep", go)
+    interrupt(monkeypatch, ingestion, "keep", go)
     ingest()
     time_passes()
     ingest()

@@ -27,7 +27,7 @@ def _targets(
             target = Target(
                 kind,
                 OPENGATE_MAX_BODY_BYTES=str(MAX_BODY),
-                OPENGATE_MAX_HELD_BODY_BYTES=str(3 * MAX_BODY),
+                OPENGATE_MAX_HELD_BODY_BYTES=str(3 * MAX_BODY + 65_536),  # three of the longest, and small ones
                 OPENGATE_REQUEST_PATIENCE_SECONDS="2",
                 OPENGATE_LOGIN_FAILURES="4",
             )

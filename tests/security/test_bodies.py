@@ -164,7 +164,7 @@ def test_a_stranger_may_not_send_much(target, ada, key_of):
 
 @pytest.mark.needs("streamed bodies")
 def test_large_bodies_at_a_time_have_a_bound_and_small_ones_pass(target, ada, ben, eve, admin, key_of, router, chat):
-    """Bodies begin that are nearly the longest, and stop. There is room for three, and half of it for one caller."""
+    """Bodies begin that are nearly the longest, and stop. There is room for three, and half of that for one caller."""
     with target.client(key_of(ada)) as client:
         for people, refused in (([ada, ben, eve, admin], 1), ([ada, ada, ada, ben], 2)):
             with ExitStack() as stack:

@@ -9,12 +9,12 @@ import re
 import secrets
 from datetime import datetime, timedelta
 
-from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.utils import timezone
 
 from accounts.errors import KeyLivesTooLong
 from opengate.encryption import mask
+from opengate.quick_settings import settings
 
 __all__ = ["digest", "digests", "expiry", "fingerprints", "is_well_formed", "mask", "new_key"]
 

@@ -5,8 +5,6 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any, TypeVar
 
-from django.conf import settings
-
 from accounts import principals
 from inference import local, streaming, upstream
 from inference.audio import Transcription
@@ -15,6 +13,7 @@ from inference.streaming import DONE, Reading
 from inference.upstream import answers
 from opengate import epoch
 from opengate.errors import APIError
+from opengate.quick_settings import settings
 from routing import snapshot
 from routing.errors import ProvidersAway
 from routing.models import CHAT_TYPES, ModelType

@@ -4,11 +4,11 @@ import re
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from django.conf import settings
 from pydantic_core import from_json, to_json
 
 from inference.errors import UnreadableAnswer, UpstreamFailed, UpstreamRefused
 from opengate.errors import APIError, openai_error
+from opengate.quick_settings import settings
 
 DONE = b"[DONE]"
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')

@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, ClassVar
 
-from django.conf import settings
 from pydantic_core import from_json, to_json
 
 from opengate import work
 from opengate.errors import APIError, BodyTooLarge, InvalidBody, openai_error
+from opengate.quick_settings import settings
 from opengate.request_id import HEADER, new_request_id
 
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]

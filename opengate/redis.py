@@ -17,13 +17,13 @@ from typing import Any
 import hiredis
 import redis
 import redis.asyncio
-from django.conf import settings
 from redis.backoff import NoBackoff
 from redis.exceptions import ClusterDownError, NoScriptError, ResponseError, TryAgainError
 from redis.retry import Retry
 
 from opengate import metrics
 from opengate.loops import PerLoop
+from opengate.quick_settings import settings
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, MutableMapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from django.conf import settings
+from opengate.quick_settings import settings
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context

@@ -5,11 +5,10 @@ import time
 from collections.abc import Awaitable, Mapping
 from typing import Any
 
-from django.conf import settings
-
 from opengate import http_metrics, traces, work
 from opengate.bodies import Application, Receive, Send
 from opengate.http_metrics import METHODS, Headers
+from opengate.quick_settings import settings
 from opengate.request_id import new_request_id
 from opengate.work import Work
 

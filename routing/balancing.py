@@ -7,8 +7,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from django.conf import settings
-
+from opengate.quick_settings import settings
 from routing import figures
 from routing.figures import NOTHING, Figures
 from routing.models import LoadBalancingStrategy, Metric

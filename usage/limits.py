@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import redis
-from django.conf import settings
 from prometheus_client import Counter
 
 from accounts.principals import Principal
 from opengate import epoch, metrics
 from opengate import redis as opengate_redis
 from opengate.epoch import Replica
+from opengate.quick_settings import settings
 from opengate.redis import Command, RedisAway
 from routing.errors import ModelNotFound
 from routing.places import Question

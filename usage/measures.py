@@ -6,10 +6,10 @@ their combinations a process counts `MAX_SERIES`; a new one beyond is counted un
 
 from typing import Final
 
-from django.conf import settings
 from prometheus_client import Counter, Histogram
 
 from opengate.metrics import registry
+from opengate.quick_settings import settings
 from usage.models import Endpoint
 
 MAX_SERIES: Final = 2000

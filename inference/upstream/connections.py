@@ -14,11 +14,11 @@ import ssl
 from collections.abc import Iterator
 from typing import NamedTuple, cast
 
-from django.conf import settings
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from inference.upstream.names import Address, Names
 from opengate import egress
+from opengate.quick_settings import settings
 
 TICK_SECONDS = 0.25  # by which a timeout may come late
 IDLE_SECONDS = 4.0  # uvicorn and Node close after five

@@ -17,7 +17,6 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
-from django.conf import settings
 from pydantic_core import from_json
 
 from inference.errors import AddressNotAllowed, ProviderFull, UnreadableAnswer, UpstreamFailed, UpstreamRefused
@@ -33,6 +32,7 @@ from inference.upstream.connections import (
 from inference.upstream.forms import Form
 from opengate import egress, traces
 from opengate.loops import PerLoop
+from opengate.quick_settings import settings
 from routing.snapshot import Provider
 
 logger = logging.getLogger(__name__)

@@ -27,9 +27,9 @@ T = TypeVar("T")
 Payload = dict[str, Any]
 
 
-async def complete(call: Call, payload: Payload) -> Payload:
+def complete(call: Call, payload: Payload) -> Awaitable[Payload]:
     """A chat completion, settled. Raises what stands in its way, with nothing sent to the caller yet."""
-    return await _answer(
+    return _answer(
         call,
         payload["model"],
         CHAT_TYPES,

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import os
+from collections.abc import Awaitable
 from contextlib import suppress
 from typing import Any
 
@@ -39,7 +40,6 @@ CONSUMERS = {
     "/v1/models/<path:model>": endpoints.GetModel,
     "/playground/chat": PlaygroundChat,
 }
-_hot = {path: consumer.as_asgi() for path, consumer in CONSUMERS.items()}
 _ONE_MODEL = "/v1/models/<path:model>"
 
 GARBAGE = 10_000  # objects until the collector looks at the youngest; at 700 it takes a twentieth of a call
@@ -61,17 +61,16 @@ async def application(scope: dict[str, Any], receive: Receive, send: Send) -> No
 
 @watched
 @protected
-async def _answered(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+def _answered(scope: dict[str, Any], receive: Receive, send: Send) -> Awaitable[None]:
     path: str = scope["path"]
     route = _ONE_MODEL if path.startswith(endpoints.GetModel.prefix) else path
-    hot = _hot.get(route)
+    consumer = CONSUMERS.get(route)
     if draining.refuses(path):
-        await bodies.refuse(draining.Stopping(), send)
-    elif hot is not None:
+        return bodies.refuse(draining.Stopping(), send)
+    if consumer is not None:
         work.current().hot_path = route
-        await hot(scope, receive, send)
-    else:
-        await _django(scope, receive, send)
+        return consumer()(scope, receive, send)
+    return _django(scope, receive, send)
 
 
 async def _django(scope: dict[str, Any], receive: Receive, send: Send) -> None:

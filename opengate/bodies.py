@@ -13,6 +13,7 @@ from pydantic_core import from_json, to_json
 
 from opengate import work
 from opengate.errors import APIError, BodyTooLarge, InvalidBody, openai_error
+from opengate.loops import PerLoop
 from opengate.quick_settings import settings
 from opengate.request_id import HEADER, new_request_id
 
@@ -25,6 +26,7 @@ Admission = Callable[[Mapping[str, Any]], Awaitable[int]]
 INCOMING = "opengate.incoming"  # in the scope of a request: its body, for who has read it and goes on without it
 SMALL_BYTES = 64 * 1024
 SLOWEST_BYTES_A_SECOND = 32 * 1024
+TICK_SECONDS = 0.25  # by which a slow body may be refused late
 SHARE = 2  # one caller fills half of the room for bodies at most
 # An empty list of two bytes takes a hundred times as much memory, and reading a million of them a second.
 MAX_JSON_VALUES = 1_000_000
@@ -64,6 +66,8 @@ class Incoming:
         self.caller: int | None = None
         self._started = self._last = asyncio.get_running_loop().time()
         self._is_complete = False
+        self._waiting: asyncio.Task[Any] | None = None
+        self._is_late = False
         self.length = 0
 
     async def message(self) -> Mapping[str, Any]:
@@ -72,12 +76,7 @@ class Incoming:
             return await self._receive()
         if self.announced > settings.MAX_BODY_BYTES:
             raise too_large()
-        try:
-            async with asyncio.timeout_at(self._deadline()):
-                message = await self._receive()
-        except TimeoutError:
-            raise BodyTooSlow from None
-        self._last = asyncio.get_running_loop().time()
+        message = await self._received()
         self._hold(len(message.get("body", b"")))
         if self.length > settings.MAX_BODY_BYTES:
             raise too_large()
@@ -86,6 +85,29 @@ class Incoming:
             raise TooManyBodies
         self._is_complete = not message.get("more_body")
         return message
+
+    async def _received(self) -> Mapping[str, Any]:
+        """What the server has, before the deadline; raises BodyTooSlow."""
+        task = self._waiting = asyncio.current_task()
+        assert task is not None
+        cancelled, clock = task.cancelling(), _clock()
+        clock.watch(self)
+        try:
+            message = await self._receive()
+        except asyncio.CancelledError:
+            if not self._is_late or task.uncancel() > cancelled:
+                raise
+            raise BodyTooSlow from None
+        finally:
+            clock.waiting.discard(self)
+        self._last = clock.loop.time()
+        return message
+
+    def look(self, now: float) -> None:
+        """Give up if time is up."""
+        if now > self._deadline() and not self._is_late and self._waiting is not None:
+            self._is_late = True
+            self._waiting.cancel()
 
     def known(self, caller: int) -> None:
         """From now on the body counts as this caller's."""
@@ -112,6 +134,29 @@ class Incoming:
         """For the next part. Who was quick so far may not stop for as long as a slow one would have taken."""
         patience = settings.REQUEST_PATIENCE_SECONDS
         return min(self._started + self.length / SLOWEST_BYTES_A_SECOND, self._last) + patience
+
+
+class _Clock:
+    """One timer for all bodies that an event loop waits for: nearly all are there at once, and one each costs more."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.waiting: set[Incoming] = set()
+        self._tick: asyncio.TimerHandle | None = None
+
+    def watch(self, incoming: Incoming) -> None:
+        self.waiting.add(incoming)
+        if self._tick is None:
+            self._tick = self.loop.call_later(TICK_SECONDS, self._look)
+
+    def _look(self) -> None:
+        now = self.loop.time()
+        for incoming in list(self.waiting):
+            incoming.look(now)
+        self._tick = self.loop.call_later(TICK_SECONDS, self._look) if self.waiting else None
+
+
+_clock = PerLoop(_Clock)
 
 
 async def bounded(

@@ -4,7 +4,7 @@ It stands before everything else, the calls that pass Django by included, and as
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -54,7 +54,7 @@ def protected(application: Application) -> Application:
     """The application behind both."""
     usual = (*EVERYWHERE, *_hsts())
 
-    async def behind(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    def behind(scope: dict[str, Any], receive: Receive, send: Send) -> Awaitable[None]:
         def with_headers(message: Mapping[str, Any]) -> Any:
             if message["type"] == "http.response.start":
                 message = {**message, "headers": _completed(message.get("headers", ()), usual)}
@@ -62,11 +62,10 @@ def protected(application: Application) -> Application:
 
         hosts = [value for name, value in scope["headers"] if name == b"host"]
         if scope["path"] in PROBED:
-            await application({**scope, "headers": _ours(scope["headers"])}, receive, with_headers)
-        elif len(hosts) == 1 and _is_ours(hosts[0]):
-            await application(scope, receive, with_headers)
-        else:
-            await bodies.refuse(ForeignHost(), with_headers)
+            return application({**scope, "headers": _ours(scope["headers"])}, receive, with_headers)
+        if len(hosts) == 1 and _is_ours(hosts[0]):
+            return application(scope, receive, with_headers)
+        return bodies.refuse(ForeignHost(), with_headers)
 
     return behind
 

@@ -9,10 +9,10 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha1
-from typing import Any
+from typing import Any, Final
 
 import hiredis
 import redis
@@ -27,7 +27,9 @@ from opengate.quick_settings import settings
 
 logger = logging.getLogger(__name__)
 
-Command = tuple[str | bytes | int | float, ...]
+Word = str | bytes | int | float
+Words = Sequence[str | int | float]
+Command = tuple[Word, ...] | bytes  # bytes are packed
 
 FAILURES_TO_OPEN = 3
 OPEN_SECONDS = 1.0
@@ -192,6 +194,10 @@ class _Connection(asyncio.Protocol):
         self._opened._close()
 
 
+def _packed(command: Command) -> bytes:
+    return command if isinstance(command, bytes) else hiredis.pack_command(command)  # type: ignore[arg-type]
+
+
 class _Line:
     """The commands of one event loop on their way to Redis."""
 
@@ -204,7 +210,7 @@ class _Line:
     def send(self, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
         """The answers to come, in order; errors of single commands among them."""
         try:
-            packed = b"".join([hiredis.pack_command(command) for command in commands])  # type: ignore[arg-type]
+            packed = b"".join([_packed(command) for command in commands])
         except TypeError as error:
             raise redis.DataError(str(error)) from None
         trip = _Trip(packed, len(commands), self._loop.create_future())
@@ -274,11 +280,19 @@ _line = PerLoop(_Line, _Line.end)
 
 async def trip(*commands: Command) -> list[Any]:
     """Run commands in one round trip, and answer what each answers; raises RedisAway, or the first command's error."""
-    if not commands:
-        return []
+    return await arrived(commands, begun(commands)) if commands else []
+
+
+def begun(commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
+    """Send commands at once, for `arrived` to wait for: they are on their way whoever waits. Raises RedisAway."""
     if not breaker.allows():
         raise RedisAway
-    answers = await _line().send(commands)
+    return _line().send(commands)
+
+
+async def arrived(commands: Sequence[Command], answering: asyncio.Future[list[Any]]) -> list[Any]:
+    """What commands that were `begun` answer; raises as `trip` does."""
+    answers = await answering
     for at, answer in enumerate(answers):
         if isinstance(answer, NoScriptError):  # it has forgotten them, or never knew
             answer = answers[at] = (await _line().send([*_scripts, commands[at]]))[-1]
@@ -289,9 +303,30 @@ async def trip(*commands: Command) -> list[Any]:
     return answers
 
 
-async def ask(*command: str | bytes | int | float) -> Any:
+async def ask(*command: Word) -> Any:
     """The answer of one command; raises as `trip` does."""
     return (await trip(command))[0]
+
+
+BLANK: Final = "\0"  # in a form: a word to be filled in
+
+
+class Form:
+    """A command of many words, most of which are the same each time: those are packed once."""
+
+    __slots__ = ("_packed",)
+
+    def __init__(self, command: tuple[Word, ...]) -> None:
+        packed = hiredis.pack_command(command).replace(b"%", b"%%")  # type: ignore[arg-type]
+        self._packed = packed.replace(b"$1\r\n\0\r\n", b"$%d\r\n%b\r\n")
+
+    def filled(self, *words: str | int | float) -> Command:
+        """The command with a word in place of each BLANK, in order."""
+        blanks: list[int | bytes] = []
+        for word in words:
+            text = str(word).encode()
+            blanks += (len(text), text)
+        return self._packed % tuple(blanks)
 
 
 _scripts: list[Command] = []  # the commands that make Redis know each of them
@@ -305,15 +340,15 @@ class Script:
         self._sha = sha1(text.encode()).hexdigest()  # noqa: S324  as Redis names its scripts
         _scripts.append(("SCRIPT", "LOAD", text))
 
-    async def run(self, keys: Sequence[str], arguments: Sequence[str | int | float]) -> Any:
+    def run(self, keys: Sequence[str], arguments: Words) -> Awaitable[Any]:
         """What it answers; raises as `trip` does."""
-        return await ask(*self.command(keys, arguments))
+        return ask(*self.command(keys, arguments))
 
-    def command(self, keys: Sequence[str], arguments: Sequence[str | int | float]) -> Command:
+    def command(self, keys: Sequence[str], arguments: Words) -> tuple[Word, ...]:
         """The command of a `trip` that runs it."""
         return ("EVALSHA", self._sha, len(keys), *keys, *arguments)
 
-    def whole(self, keys: Sequence[str], arguments: Sequence[str | int | float]) -> Command:
+    def whole(self, keys: Sequence[str], arguments: Words) -> tuple[Word, ...]:
         """The same with all of its text, for a client that does not know whether Redis has it."""
         return ("EVAL", self._text, len(keys), *keys, *arguments)
 

@@ -202,6 +202,7 @@ class Choice:
                 yield option, Verdict.FULL
 
 
+Takers = tuple[tuple[int, int], ...]
 Options = Callable[[], Awaitable[Sequence[Option]]]  # the router's providers as of now, in the order of preference
 
 
@@ -360,26 +361,23 @@ class Question:
             else:
                 call.place.set_exception(ProvidersAway())
 
-    def keys(self) -> list[str]:
-        keys = _line_keys(self._router_id)
-        for option in self._options:
-            keys += (inflight_key(option.provider.id), circuit.key(option.provider.id))
-        return keys
+    def takers(self) -> Takers:
+        """The providers by their ids, in the order of preference, and how many calls each takes."""
+        return tuple([(option.provider.id, option.capacity) for option in self._options])
 
-    def arguments(self) -> list[str | int | float]:
-        arguments: list[str | int | float] = [LEASE_SECONDS, PATIENCE_SECONDS, circuit.TRIAL_SECONDS]
-        arguments.append(len(self._options))
-        arguments += [option.capacity for option in self._options]
-        for call, allowed in self._asked:
-            arguments += (call.call_id, allowed, call.head_start)
-        return arguments
+    def calls(self) -> list[str | float]:
+        """Of each call that asks what the script is told: its id, where it may go, and its head start."""
+        return [word for call, allowed in self._asked for word in (call.call_id, allowed, call.head_start)]
 
     async def ask(self) -> None:
         if self._asked:
+            takers = self.takers()
             try:
-                self.answered(await _PLACES.run(self.keys(), self.arguments()))
+                found = await _PLACES.run(keys(self._router_id, takers), [*arguments(takers), *self.calls()])
             except RedisAway:
                 self.unanswered()
+            else:
+                self.answered(found)
 
     def answered(self, answers: list[Any]) -> None:
         are_open = answers.pop().decode() if len(answers) > len(self._asked) else ""
@@ -400,6 +398,20 @@ class Question:
         call.choice.chosen = at
         provider = self._options[at].provider
         call.place.set_result(Lease(provider, call.call_id, self._router_id, is_suspect=is_suspect))
+
+
+def keys(router_id: int, takers: Takers) -> list[str]:
+    """The keys of the script."""
+    found = _line_keys(router_id)
+    for provider_id, _ in takers:
+        found += (inflight_key(provider_id), circuit.key(provider_id))
+    return found
+
+
+def arguments(takers: Takers) -> list[str | int | float]:
+    """The arguments of the script, but for the calls."""
+    times = (LEASE_SECONDS, PATIENCE_SECONDS, circuit.TRIAL_SECONDS)
+    return [*times, len(takers), *(capacity for _, capacity in takers)]
 
 
 def _line_keys(router_id: int) -> list[str]:

@@ -96,7 +96,8 @@ class Call:
         self.flight = Flight(self.started)
         self.part_of = traces.here()
         self._wish: Wish | None = None  # for the first place, until that is taken
-        self._settlement: asyncio.Task[None] | None = None
+        self._is_settling = False
+        self._settlement: asyncio.Task[None] | None = None  # where it goes on without who asked for it
         self._footprint: carbon.Footprint | None = None
         self._cost: tuple[Tokens, Decimal] | None = None  # of these tokens
 
@@ -295,15 +296,17 @@ class Call:
         """
         if self.admission is None:
             self._measure(status)
-            return
-        if self._settlement is None:
+        elif not self._is_settling:
+            self._is_settling = True
             if self._wish is not None:
                 self._wish.withdraw()
             self._measure(status)
-            self._settlement = _settling().start(self._settle(self._record(status, outcome), outcome))
+            record = self._record(status, outcome)
             if self.part_of is not None:
                 spans.record(self, status, outcome)
-        await asyncio.shield(self._settlement)
+            await self._settled(record, outcome)
+        elif self._settlement is not None:
+            await asyncio.shield(self._settlement)
 
     def _measure(self, status: int) -> None:
         if self.asked is not None:
@@ -318,16 +321,35 @@ class Call:
                 tokens.completion,
             )
 
-    async def _settle(self, record: Record, outcome: Outcome) -> None:
+    async def _settled(self, record: Record, outcome: Outcome) -> None:
+        """Without a reservation, all there is to do leaves at once; a task waits for it when the caller leaves."""
+        if self.estimated_cost is not None:
+            self._settlement = _settling().start(self._settle(record, outcome))
+            await asyncio.shield(self._settlement)
+            return
+        sending = spool.Sending(record, self._let_go(outcome))
         try:
-            if self.estimated_cost is not None and await self._is_stored(record):
+            await sending.arrive()
+        except asyncio.CancelledError:
+            self._settlement = _settling().start(sending.arrive())
+            raise
+        finally:
+            self._forget()
+
+    async def _settle(self, record: Record, outcome: Outcome) -> None:
+        """The account is settled at once, where Postgres is there."""
+        try:
+            if await self._is_stored(record):
                 await self._leave(outcome)
             else:
-                await spool.send(record, *self._let_go(outcome))
+                await spool.Sending(record, self._let_go(outcome)).arrive()
         finally:
-            if self.lease is not None:
-                self.lease.forget()
+            self._forget()
             budgets.forget(self.request_id)
+
+    def _forget(self) -> None:
+        if self.lease is not None:
+            self.lease.forget()
 
     async def _is_stored(self, record: Record) -> bool:
         """Whether the account is settled at once; else the drain does it later."""

@@ -316,7 +316,8 @@ async def areserve(user_id: int, record: Record, router: Router, need: Need, gra
     except (asyncio.CancelledError, DatabaseAway):
         _heart().undoing.start(_undo(taking, record["request_id"]))
         raise
-    _heart().request_ids.add(record["request_id"])
+    if held is not None:
+        _heart().request_ids.add(record["request_id"])
     return held
 
 

@@ -7,7 +7,8 @@ from an empty counter, and so is the strategy: how a counter forgets is in `usag
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from functools import lru_cache
+from typing import Literal, NamedTuple
 
 import redis
 from prometheus_client import Counter
@@ -17,9 +18,10 @@ from opengate import epoch, metrics
 from opengate import redis as opengate_redis
 from opengate.epoch import Replica
 from opengate.quick_settings import settings
-from opengate.redis import Command, RedisAway
+from opengate.redis import BLANK, Command, Form, RedisAway
+from routing import places
 from routing.errors import ModelNotFound
-from routing.places import Question
+from routing.places import Question, Takers
 from routing.snapshot import Router
 from usage import windows
 from usage.errors import LimitsAway, RateLimitExceeded, RouterClosed
@@ -35,17 +37,21 @@ WORDS: Mapping[str, str] = {
     "tpm": "input tokens per minute",
     "tpd": "input tokens per day",
 }
+FEW_PROVIDERS = 3  # which have six orders
 _KINDS: Mapping[str, str] = {"rpm": "requests", "rpd": "requests", "tpm": "tokens", "tpd": "tokens"}
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(NamedTuple):
     """The four limits of a role at a router: null is unlimited."""
 
     rpm: int | None
     rpd: int | None
     tpm: int | None
     tpd: int | None
+
+    def counted(self) -> list[tuple[str, int]]:
+        """Those that there are, by their types."""
+        return [(type, limit) for type, limit in zip(WINDOW_SECONDS, self, strict=True) if limit is not None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,11 +148,22 @@ class Admission:
     def _changed(self, deltas: Sequence[tuple[Window, int]]) -> Iterator[Command]:
         if not deltas:
             return
-        keys = [_counter(window.type, self.user_id, self.router_id, window.limit) for window, _ in deltas]
-        arguments: list[str | int | float] = [self.call_id]
+        counters = tuple([(window.type, window.limit) for window, _ in deltas])
+        words: list[str | int] = [self.call_id]
         for window, delta in deltas:
-            arguments += (delta, self._cost(window), WINDOW_SECONDS[window.type] * 1000, window.ends_ms)
-        yield _strategy().correct.command(keys, arguments)
+            words += (delta, self._cost(window), window.ends_ms)
+        form = _correction(settings.RATE_LIMITING_STRATEGY, self.user_id, self.router_id, counters)
+        yield form.filled(*words)
+
+
+@lru_cache(maxsize=4096)
+def _correction(strategy: str, user_id: int, router_id: int, counters: tuple[tuple[str, int], ...]) -> Form:
+    """Its blanks are the call, then of each counter what to add, what the call took, and when it was to be empty."""
+    keys = [_counter(strategy, type, user_id, router_id, limit) for type, limit in counters]
+    arguments: list[str | int | float] = [BLANK]
+    for type, _ in counters:
+        arguments += (BLANK, BLANK, WINDOW_SECONDS[type] * 1000, BLANK)
+    return Form(windows.STRATEGIES[strategy].correct.command(keys, arguments))
 
 
 async def admit(
@@ -162,16 +179,14 @@ async def admit(
     "stale" says that the epoch moved on: look up caller, router and limits again. Raises RateLimitExceeded, or
     LimitsAway with Redis away and limits set to close then.
     """
-    types: list[str] = []
-    arguments: list[int] = []
-    for type, limit in (("rpm", limits.rpm), ("rpd", limits.rpd), ("tpm", limits.tpm), ("tpd", limits.tpd)):
-        if limit is not None:
-            types.append(type)
-            arguments += (limit, 1 if type in ("rpm", "rpd") else prompt_tokens, WINDOW_SECONDS[type] * 1000)
-    values = arguments[::3]
-    keys = [epoch.KEY, *(_counter(t, principal.user_id, router.id, v) for t, v in zip(types, values, strict=True))]
+    wish = [] if place is None else place.calls()
+    takers = place.takers() if place is not None and wish else None
+    # Of many providers each call has another order.
+    make = _asking if takers is None or len(takers) <= FEW_PROVIDERS else _asking.__wrapped__
+    asking = make(settings.RATE_LIMITING_STRATEGY, principal.user_id, router.id, limits, takers)
+    costs = (prompt_tokens,) * asking.token_limits
     try:
-        answer = await _ask(keys, [epoch.known(), call_id, *arguments], place)
+        (answer,) = await opengate_redis.trip(asking.form.filled(epoch.known(), call_id, *costs, *wish))
     except RedisAway:
         if settings.LIMITS_FAIL_OPEN:
             _UNLIMITED.inc()
@@ -179,6 +194,10 @@ async def admit(
                 place.unanswered()
             return Admission(call_id, principal.user_id, router.id, is_checked=False)
         raise LimitsAway from None
+    if place is not None and takers is not None:
+        answer, *places_found = answer
+        if places_found:
+            place.answered(places_found[0])
     verdict, newest = answer[0], int(answer[1])
     if verdict == -1:
         epoch.observe(newest)
@@ -186,8 +205,8 @@ async def admit(
     now_ms = answer[2]
     found = [
         Window(type, limit, count, reset_ms, wait_ms, now_ms + reset_ms)
-        for type, limit, count, reset_ms, wait_ms in zip(
-            types, values, answer[3::3], answer[4::3], answer[5::3], strict=True
+        for (type, limit), count, reset_ms, wait_ms in zip(
+            asking.counted, answer[3::3], answer[4::3], answer[5::3], strict=True
         )
     ]
     if verdict:
@@ -199,15 +218,28 @@ async def admit(
     return Admission(call_id, principal.user_id, router.id, prompt_tokens, found)
 
 
-async def _ask(keys: list[str], arguments: list[str | int | float], place: Question | None) -> Any:
-    if place is None:
-        return await _strategy().admit.run(keys, arguments)
-    counts = (len(keys), len(arguments))
-    script = _strategy().admit_and_place
-    answer, *places = await script.run([*keys, *place.keys()], [*counts, *arguments, *place.arguments()])
-    if places:
-        place.answered(places[0])
-    return answer
+class _Asking(NamedTuple):
+    """How an admission is asked for: its blanks are epoch, call, prompt tokens for each limit of tokens, and with a
+    place what `Question.calls` tells of the call."""
+
+    form: Form
+    counted: Sequence[tuple[str, int]]
+    token_limits: int
+
+
+@lru_cache(maxsize=4096)
+def _asking(strategy: str, user_id: int, router_id: int, limits: Limits, takers: Takers | None) -> _Asking:
+    scripts, counted = windows.STRATEGIES[strategy], limits.counted()
+    keys = [epoch.KEY, *(_counter(strategy, type, user_id, router_id, limit) for type, limit in counted)]
+    arguments: list[str | int | float] = [BLANK, BLANK]
+    for type, limit in counted:
+        arguments += (limit, 1 if _KINDS[type] == "requests" else BLANK, WINDOW_SECONDS[type] * 1000)
+    if takers is None:
+        command = scripts.admit.command(keys, arguments)
+    else:
+        arguments = [len(keys), len(arguments), *arguments, *places.arguments(takers), BLANK, BLANK, BLANK]
+        command = scripts.admit_and_place.command([*keys, *places.keys(router_id, takers)], arguments)
+    return _Asking(Form(command), counted, sum(_KINDS[type] == "tokens" for type, _ in counted))
 
 
 def remaining(user_id: int, held: Sequence[tuple[int, str, int]]) -> dict[tuple[int, str], int]:
@@ -217,11 +249,12 @@ def remaining(user_id: int, held: Sequence[tuple[int, str, int]]) -> dict[tuple[
     """
     if not held:
         return {}
-    keys = [_counter(type, user_id, router_id, value) for router_id, type, value in held]
+    strategy = settings.RATE_LIMITING_STRATEGY
+    keys = [_counter(strategy, type, user_id, router_id, value) for router_id, type, value in held]
     arguments = [number for _, type, value in held for number in (value, WINDOW_SECONDS[type] * 1000)]
     with opengate_redis.sync_client() as client:
         try:
-            counts = client.execute_command(*_strategy().count.whole(keys, arguments))
+            counts = client.execute_command(*windows.STRATEGIES[strategy].count.whole(keys, arguments))
         except (redis.RedisError, OSError):
             return {}
     return {
@@ -229,12 +262,8 @@ def remaining(user_id: int, held: Sequence[tuple[int, str, int]]) -> dict[tuple[
     }
 
 
-def _strategy() -> windows.Strategy:
-    return windows.STRATEGIES[settings.RATE_LIMITING_STRATEGY]
-
-
-def _counter(type: str, user_id: int, router_id: int, limit: int) -> str:
-    return f"opengate:limit:{type}:{user_id}:{router_id}:{limit}:{settings.RATE_LIMITING_STRATEGY}"
+def _counter(strategy: str, type: str, user_id: int, router_id: int, limit: int) -> str:
+    return f"opengate:limit:{type}:{user_id}:{router_id}:{limit}:{strategy}"
 
 
 def _headers(windows: Sequence[Window]) -> dict[str, str]:

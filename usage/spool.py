@@ -8,6 +8,8 @@ harm, so none is counted twice.
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Iterable
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -37,12 +39,29 @@ _LOST = Counter(
 _DRAIN_LOCK = 7_061_936_845_471  # an advisory lock of Postgres: one drain at a time
 
 
-async def send(record: Record, *also: Command) -> None:
-    """Put a record into the stream, with whatever else goes with that trip; with Redis away, keep it and try on."""
-    try:
-        await opengate_redis.trip(_entry(record), *also)
-    except (RedisAway, redis.RedisError):  # if it did arrive: storing twice does no harm
-        _queue().keep(record)
+class Sending:
+    """A record on its way into the stream, with whatever else goes with that trip. Who makes one has sent it."""
+
+    def __init__(self, record: Record, also: Iterable[Command] = ()) -> None:
+        self._record = record
+        self._commands = (_entry(record), *also)
+        self._answering: asyncio.Future[list[Any]] | None = None
+        with suppress(RedisAway):
+            self._answering = opengate_redis.begun(self._commands)
+
+    async def arrive(self) -> None:
+        """Wait until it is there; with Redis away, keep it and try on. Who stops waiting has somebody else wait."""
+        try:
+            if self._answering is None:
+                raise RedisAway
+            await opengate_redis.arrived(self._commands, asyncio.shield(self._answering))
+        except (RedisAway, redis.RedisError):  # if it did arrive: storing twice does no harm
+            _queue().keep(self._record)
+
+
+async def send(record: Record) -> None:
+    """Put a record into the stream; with Redis away, keep it and try on."""
+    await Sending(record).arrive()
 
 
 class Backlog(NamedTuple):

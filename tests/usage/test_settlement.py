@@ -72,22 +72,26 @@ async def serve(user, router, granted=UNLIMITED) -> Call:
 
 def test_who_stops_waiting_for_a_settlement_neither_stops_nor_repeats_it(ada, priced, monkeypatch):
     granted = Limits(rpm=None, rpd=None, tpm=1000, tpd=None)
-    carry = opengate_redis.trip
+    begin, wait = opengate_redis.begun, opengate_redis.arrived
 
     async def run() -> int:
         call = await serve(ada, priced, granted)
         call.tokens = Tokens(103, 5)
         arrived, asked = asyncio.Event(), 0
 
-        async def slow(*commands):
+        def counted(commands):
             nonlocal asked
             asked += 1
-            found = await carry(*commands)
+            return begin(commands)
+
+        async def slow(commands, answering):
+            found = await wait(commands, answering)
             arrived.set()
             await asyncio.sleep(0.05)
             return found
 
-        monkeypatch.setattr(opengate_redis, "trip", slow)
+        monkeypatch.setattr(opengate_redis, "begun", counted)
+        monkeypatch.setattr(opengate_redis, "arrived", slow)
 
         async def work() -> None:
             async with call:
@@ -99,7 +103,8 @@ def test_who_stops_waiting_for_a_settlement_neither_stops_nor_repeats_it(ada, pr
         with pytest.raises(asyncio.CancelledError):
             await task
         await loops.wind_down()
-        monkeypatch.setattr(opengate_redis, "trip", carry)
+        monkeypatch.setattr(opengate_redis, "begun", begin)
+        monkeypatch.setattr(opengate_redis, "arrived", wait)
         assert asked == 1
         admission = await limits.admit(principal(ada), priced, granted, 1, "next")
         assert not isinstance(admission, str)

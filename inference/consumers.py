@@ -13,7 +13,7 @@ from accounts import authentication
 from accounts.principals import Principal
 from inference import streaming
 from opengate import work
-from opengate.bodies import Incoming
+from opengate.bodies import WHEN_GONE, Incoming
 from opengate.draining import Stopping
 from opengate.errors import APIError, openai_error
 from opengate.request_id import HEADER, new_request_id
@@ -28,9 +28,28 @@ class Disconnected(Exception):
     """The caller hung up before its request was complete."""
 
 
+class _Watch:
+    """What WHEN_GONE does, under a server that has no such thing."""
+
+    def __init__(self, receive: Callable[[], Awaitable[Any]]) -> None:
+        self._receive = receive
+        self._task: asyncio.Task[None] | None = None
+
+    def __call__(self, call: Callable[[], object] | None) -> None:
+        if call is not None:
+            self._task = asyncio.ensure_future(self._wait(call))
+        elif self._task is not None:
+            self._task.cancel()
+
+    async def _wait(self, call: Callable[[], object]) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        call()
+
+
 class CallConsumer(AsyncHttpConsumer):
     """A call with a key. Keeps the interface of Channels' consumer without its dispatch loop, which would hold back
-    `http.disconnect` for as long as a handler runs: here a task of its own waits for that, and cancels the work."""
+    `http.disconnect` for as long as a handler runs: here the work is cancelled as soon as the caller leaves."""
 
     method: ClassVar[str] = "POST"
     endpoint: ClassVar[str]  # as usage and metrics call it
@@ -111,14 +130,13 @@ class CallConsumer(AsyncHttpConsumer):
         assert answering is not None
         has_left = False
 
-        async def watch() -> None:
+        def leave() -> None:
             nonlocal has_left
-            while (await receive())["type"] != "http.disconnect":
-                pass
             has_left = True
             answering.cancel()
 
-        watching = asyncio.ensure_future(watch())
+        when_gone = self.scope.get(WHEN_GONE) or _Watch(receive)
+        when_gone(leave)
         try:
             await self.handle_call(principal, body)
         except asyncio.CancelledError:
@@ -126,7 +144,7 @@ class CallConsumer(AsyncHttpConsumer):
                 raise
             answering.uncancel()
         finally:
-            watching.cancel()
+            when_gone(None)
 
     async def _refuse(self, error: Exception) -> None:
         if not isinstance(error, APIError):

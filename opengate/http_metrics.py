@@ -12,6 +12,7 @@ from typing import Final
 from prometheus_client import Counter, Histogram, Summary
 
 from opengate import metrics
+from opengate.metrics import Observed
 
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -53,14 +54,17 @@ _DURATION = Histogram(
 )
 
 
+_fine = Observed(_DURATION_FINE)
+
+
 class _Exchange:
     """All series of one kind of request and answer, so that they are looked up once."""
 
     def __init__(self, method: str, status: str, handler: str) -> None:
-        self.total = _TOTAL.labels(method, status, handler)
-        self.request_size = _REQUEST_SIZE.labels(handler)
-        self.response_size = _RESPONSE_SIZE.labels(handler)
-        self.duration = _DURATION.labels(method, handler)
+        self.add = metrics.adder(_TOTAL.labels(method, status, handler))
+        self.request_size = Observed(_REQUEST_SIZE.labels(handler))
+        self.response_size = Observed(_RESPONSE_SIZE.labels(handler))
+        self.duration = Observed(_DURATION.labels(method, handler))
 
 
 _exchanges: dict[tuple[str, int, str | None], _Exchange] = {}
@@ -75,10 +79,10 @@ def count(method: str, route: str | None, status: int, asked: Headers, answered:
     if exchange is None:
         exchange = _exchanges[kind] = _Exchange(method, f"{status // 100}xx", handler_of(route))
         metrics.begin()
-    exchange.total.inc()
+    exchange.add(1)
     exchange.request_size.observe(_length(asked))
     exchange.response_size.observe(_length(answered))
-    _DURATION_FINE.observe(seconds)
+    _fine.observe(seconds)
     exchange.duration.observe(seconds)
 
 

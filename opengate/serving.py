@@ -12,12 +12,12 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from logging import getLogger
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from django.conf import settings
@@ -25,6 +25,7 @@ from pydantic_core import to_json
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from opengate import draining
+from opengate.bodies import WHEN_GONE
 
 MAX_HEADERS = 256
 MAX_PIPELINED = 32  # requests of one connection that wait for the answer of the one before
@@ -238,6 +239,7 @@ class Protocol(HttpToolsProtocol):
     _head_timer: asyncio.TimerHandle | None = None
     _unread_timer: asyncio.TimerHandle | None = None
     _answering: RequestResponseCycle | None = None
+    _when_gone: Callable[[], object] | None = None  # of the request that is being answered
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -292,7 +294,16 @@ class Protocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answering = cycle
+        cast(dict[str, Any], cycle.scope)[WHEN_GONE] = self.when_gone
         super()._start_asgi_task(cycle, app)
+
+    def when_gone(self, call: Callable[[], object] | None) -> None:
+        """Call it when the connection is lost, or soon where it is; it is read from until then, else nobody knew."""
+        self._when_gone = call
+        if call is not None:
+            self.flow.resume_reading()
+            if self._answering is not None and self._answering.disconnected:
+                self.loop.call_soon(call)
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
@@ -311,6 +322,8 @@ class Protocol(HttpToolsProtocol):
         if self._answering is not None and not self._answering.response_complete:
             self._answering.disconnected = True  # uvicorn tells that to the last request alone
             self._answering.message_event.set()
+        if self._when_gone is not None:
+            self._when_gone()
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:

@@ -8,7 +8,7 @@ from typing import Final
 
 from prometheus_client import Counter, Histogram
 
-from opengate.metrics import registry
+from opengate.metrics import Observed, adder, registry
 from opengate.quick_settings import settings
 from usage.models import Endpoint
 
@@ -51,18 +51,18 @@ class _Calls:
 
     def __init__(self, endpoint: str, model: str, status: str) -> None:
         self._labels = (endpoint, model, status)
-        self.requests = _REQUESTS.labels(endpoint, model, status)
-        self.duration = _DURATION.labels(endpoint, model, status)
-        self.speed = _SPEED.labels(endpoint, model)
-        self.prompt = _TOKENS.labels(endpoint, model, "prompt")
-        self.completion = _TOKENS.labels(endpoint, model, "completion")
-        self._ttft: Histogram | None = None
+        self.add = adder(_REQUESTS.labels(endpoint, model, status))
+        self.duration = Observed(_DURATION.labels(endpoint, model, status))
+        self.speed = Observed(_SPEED.labels(endpoint, model))
+        self.add_prompt = adder(_TOKENS.labels(endpoint, model, "prompt"))
+        self.add_completion = adder(_TOKENS.labels(endpoint, model, "completion"))
+        self._ttft: Observed | None = None
 
     @property
-    def ttft(self) -> Histogram:
+    def ttft(self) -> Observed:
         """Of streams alone."""
         if self._ttft is None:
-            self._ttft = _TTFT.labels(*self._labels)
+            self._ttft = Observed(_TTFT.labels(*self._labels))
         return self._ttft
 
 
@@ -78,14 +78,14 @@ def count(
         if not settings.METRICS:
             return
         calls = _begun(endpoint, model, status)
-    calls.requests.inc()
+    calls.add(1)
     calls.duration.observe(latency_ms / 1000)
     if ttft_ms is not None:
         calls.ttft.observe(ttft_ms)
     if prompt:
-        calls.prompt.inc(prompt)
+        calls.add_prompt(prompt)
     if completion:
-        calls.completion.inc(completion)
+        calls.add_completion(completion)
         calls.speed.observe(completion * 1000 / max(latency_ms, 1))
 
 

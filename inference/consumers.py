@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any, ClassVar
 
 from channels.generic.http import AsyncHttpConsumer
@@ -22,6 +23,12 @@ from usage.accounting import Call
 logger = logging.getLogger(__name__)
 
 JSON = "application/json"
+REQUEST_ID = HEADER.encode()
+
+
+@lru_cache(maxsize=64)
+def _name(header: str) -> bytes:
+    return header.lower().encode()
 
 
 class Disconnected(Exception):
@@ -88,8 +95,8 @@ class CallConsumer(AsyncHttpConsumer):
     async def send_headers(self, *, status: int = 200, headers: Any = None) -> None:
         """`headers` is a mapping of text; the request id goes with each answer."""
         self.started = True
-        pairs = [(name.lower().encode(), value.encode("latin-1", "replace")) for name, value in (headers or {}).items()]
-        pairs.append((HEADER.encode(), self.request_id.encode()))
+        pairs = [(_name(name), value.encode("latin-1", "replace")) for name, value in (headers or {}).items()]
+        pairs.append((REQUEST_ID, self.request_id.encode()))
         await self.base_send({"type": "http.response.start", "status": status, "headers": pairs})
 
     async def send_body(self, body: bytes, *, more_body: bool = False) -> None:

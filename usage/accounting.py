@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
-from functools import reduce
+from functools import lru_cache, reduce
 from types import TracebackType
 from typing import Any, Self
 
@@ -79,7 +79,7 @@ class Call:
         self.endpoint = endpoint
         self.request_id = request_id
         self.method = method
-        self.created = datetime.now(UTC)
+        self.created = time.time()
         self.started = time.perf_counter()
         self.router: Router | None = None
         self.router_name = ""
@@ -386,7 +386,7 @@ class Call:
         router, footprint = self.router, self.footprint()
         return Record(
             request_id=self.request_id,
-            created=self.created.isoformat(),
+            created=_iso(self.created),
             user_id=self.principal.user_id,
             user_email=self.principal.email,
             organization_id=self.principal.organization_id,
@@ -415,7 +415,7 @@ class Call:
             kwh_max=footprint.kwh_max,
             kgco2eq_min=footprint.kgco2eq_min,
             kgco2eq_max=footprint.kgco2eq_max,
-            gco2eq=f"{footprint.as_impacts()['kgCO2eq'] * 1000:.6f}",
+            gco2eq=f"{footprint.grams:.6f}",
             flight=self.flight.as_json(self.ttft_ms),
         )
 
@@ -460,6 +460,18 @@ def _ending(error: BaseException | None, answering: bool) -> tuple[int, Outcome]
     else:
         outcome = Outcome.FAILED
     return 200 if answering else status, outcome
+
+
+def _iso(moment: float) -> str:
+    """A Unix time as ISO 8601, with microseconds."""
+    second = int(moment)
+    return f"{_second(second)}.{int((moment - second) * 1_000_000):06d}+00:00"
+
+
+@lru_cache(maxsize=16)
+def _second(moment: int) -> str:
+    """One for all calls of that second."""
+    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def _grams(provider: Provider) -> float | None:

@@ -36,6 +36,11 @@ class Footprint(NamedTuple):
             self.kgco2eq_max + times * other.kgco2eq_max,
         )
 
+    @property
+    def grams(self) -> float:
+        """The middle, in grams of CO2eq."""
+        return (self.kgco2eq_min + self.kgco2eq_max) / 2 * 1000
+
     def as_carbon(self) -> dict[str, dict[str, float]]:
         return {
             "kWh": {"min": self.kwh_min, "max": self.kwh_max},
@@ -67,7 +72,14 @@ def footprint(
         settings.DATACENTER_WUE,
     )
     seconds = min(latency_seconds, completion_tokens * rates.seconds_a_token)
-    return NOTHING.plus(rates.a_token, completion_tokens).plus(rates.a_second, max(seconds, 0.0))
+    seconds = max(seconds, 0.0)
+    token, second = rates.a_token, rates.a_second
+    return Footprint(
+        completion_tokens * token.kwh_min + seconds * second.kwh_min,
+        completion_tokens * token.kwh_max + seconds * second.kwh_max,
+        completion_tokens * token.kgco2eq_min + seconds * second.kgco2eq_min,
+        completion_tokens * token.kgco2eq_max + seconds * second.kgco2eq_max,
+    )
 
 
 def grams_a_token(*, active_params: int, total_params: int, zone: str) -> float | None:
@@ -79,7 +91,7 @@ def grams_a_token(*, active_params: int, total_params: int, zone: str) -> float 
         return None
     sizes = active_params or total_params, total_params or active_params
     rates = _rates(*sizes, zone, settings.DATACENTER_PUE, settings.DATACENTER_WUE)
-    return rates.a_token.plus(rates.a_second, rates.seconds_a_token).as_impacts()["kgCO2eq"] * 1000
+    return rates.a_token.plus(rates.a_second, rates.seconds_a_token).grams
 
 
 @dataclass(frozen=True, slots=True)

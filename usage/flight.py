@@ -129,7 +129,8 @@ class Flight:
 
 
 def _ms(seconds: float) -> float:
-    return round(seconds * 1000, 1)
+    """Of a time that is not negative, to a tenth; `round` does it by way of a text, eight times a call."""
+    return int(seconds * 10_000 + 0.5) / 10
 
 
 def _limits(admission: Admission) -> Flown:

@@ -6,7 +6,7 @@ from an empty counter, and so is the strategy: how a counter forgets is in `usag
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -39,6 +39,11 @@ WORDS: Mapping[str, str] = {
 }
 FEW_PROVIDERS = 3  # which have six orders
 _KINDS: Mapping[str, str] = {"rpm": "requests", "rpd": "requests", "tpm": "tokens", "tpd": "tokens"}
+
+
+_NAMES: Mapping[str, Sequence[str]] = {
+    kind: [f"x-ratelimit-{what}-{kind}" for what in ("limit", "remaining", "reset")] for kind in ("requests", "tokens")
+}
 
 
 class Limits(NamedTuple):
@@ -114,15 +119,14 @@ class Window(NamedTuple):
         return max(self.limit - self.taken, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Admission:
+class Admission(NamedTuple):
     """What was taken for one call."""
 
     call_id: str
     user_id: int
     router_id: int
     prompt_tokens: int = 0
-    windows: Sequence[Window] = field(default_factory=tuple)
+    windows: Sequence[Window] = ()
     is_checked: bool = True  # false with Redis away
 
     def headers(self) -> dict[str, str]:
@@ -275,9 +279,10 @@ def _headers(windows: Sequence[Window]) -> dict[str, str]:
             tightest[kind] = window
     found: dict[str, str] = {}
     for kind, window in tightest.items():
-        found[f"x-ratelimit-limit-{kind}"] = str(window.limit)
-        found[f"x-ratelimit-remaining-{kind}"] = str(window.remaining)
-        found[f"x-ratelimit-reset-{kind}"] = _duration(window.reset_ms)
+        limit, remaining, reset = _NAMES[kind]
+        found[limit] = str(window.limit)
+        found[remaining] = str(window.remaining)
+        found[reset] = _duration(window.reset_ms)
     return found
 
 

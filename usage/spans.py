@@ -46,7 +46,7 @@ class _Spans:
 
     def __init__(self, call: "Call") -> None:
         self.call = call
-        self.zero = int(call.created.timestamp() * 1e9) - int(call.started * 1e9)
+        self.zero = int(call.created * 1e9) - int(call.started * 1e9)
         self.providers = {provider.id: provider for provider in call.router.providers} if call.router else {}
 
     def make(self, status: int, outcome: Outcome) -> None:

@@ -1,6 +1,7 @@
 """One bearer key, three entrances: the consumer, Ninja and Django REST framework."""
 
 import time
+from collections.abc import Awaitable
 from typing import Any
 
 from asgiref.sync import async_to_sync, sync_to_async
@@ -26,9 +27,9 @@ def bearer(authorization: str | None) -> str:
     return text.strip()
 
 
-async def authenticate(authorization: str | None) -> Principal:
+def authenticate(authorization: str | None) -> Awaitable[Principal]:
     """The caller as remembered; for calls whose admission compares epochs afterwards."""
-    return await principals.find(bearer(authorization))
+    return principals.find(bearer(authorization))
 
 
 async def authenticate_now(authorization: str | None, *, expired_account: bool = False) -> Principal:

@@ -256,8 +256,9 @@ class Lease:
 
     def forget(self) -> None:
         """Keep it alive no longer: whatever became of the trip that ends it, it expires. Who waits may ask again."""
-        _heart().leases.discard(self)
-        line = _heart().lines.get(self.router_id)
+        heart = _heart()
+        heart.leases.discard(self)
+        line = heart.lines.get(self.router_id)
         if line is not None:
             line.freed.set()
 

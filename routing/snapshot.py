@@ -1,6 +1,6 @@
 """All routers and providers in memory, immutable, as of one epoch: no SQL stands between a call and its model."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Collection, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 
@@ -123,9 +123,9 @@ def _router(row: models.Router) -> Router:
 _snapshots = Replica(_load, limit=1)
 
 
-async def current() -> Snapshot:
+def current() -> Awaitable[Snapshot]:
     """The snapshot of the newest epoch this process knows; raises DatabaseAway when it must be read and cannot be."""
-    return await _snapshots.get(None)
+    return _snapshots.get(None)
 
 
 async def latest() -> Snapshot:

@@ -227,7 +227,7 @@ class Call:
         are not final count as far as they are more than ours.
         """
         self.flight.counted()
-        given = usage if isinstance(usage, Mapping) else {}
+        given = usage if isinstance(usage, dict) else {}
         prompt, completion = _figure(given.get("prompt_tokens")), _figure(given.get("completion_tokens"))
         if completion is not None and completion < completion_tokens and not is_final:
             completion = None
@@ -276,7 +276,7 @@ class Call:
         """The `usage` object of the answer; what else the provider tells of its tokens stays in it."""
         footprint = self.footprint()
         own = {
-            **(upstream if isinstance(upstream, Mapping) else {}),
+            **(upstream if isinstance(upstream, dict) else {}),
             "prompt_tokens": self.tokens.prompt,
             "completion_tokens": self.tokens.completion,
             "total_tokens": self.tokens.total,
@@ -383,41 +383,43 @@ class Call:
         return Sample(lease.ttft_ms, elapsed_ms, speed or None)
 
     def _record(self, status: int, outcome: Outcome) -> Record:
-        router, footprint = self.router, self.footprint()
-        return Record(
-            request_id=self.request_id,
-            created=_iso(self.created),
-            user_id=self.principal.user_id,
-            user_email=self.principal.email,
-            organization_id=self.principal.organization_id,
-            organization_name=self.principal.organization_name,
-            key_id=self.principal.key_id,
-            key_name=self.principal.key_name,
-            router_id=router.id if router else None,
-            router_name=self.router_name,
-            provider_id=self.provider.id if self.provider else None,
-            provider_model_name=self.provider.model_name if self.provider else None,
-            endpoint=self.endpoint,
-            method=self.method,
-            status=status,
-            outcome=outcome.value,
-            latency_ms=self.latency_ms(),
-            ttft_ms=self.ttft_ms,
-            prompt_tokens=self.tokens.prompt,
-            completion_tokens=self.tokens.completion,
-            total_tokens=self.tokens.total,
-            tokens_estimated=self.tokens.estimated,
-            cost_prompt_tokens=str(router.cost_prompt_tokens if router else pricing.FREE),
-            cost_completion_tokens=str(router.cost_completion_tokens if router else pricing.FREE),
-            cost=str(self.cost()),
-            estimated_cost=None if self.estimated_cost is None else str(self.estimated_cost),
-            kwh_min=footprint.kwh_min,
-            kwh_max=footprint.kwh_max,
-            kgco2eq_min=footprint.kgco2eq_min,
-            kgco2eq_max=footprint.kgco2eq_max,
-            gco2eq=f"{footprint.grams:.6f}",
-            flight=self.flight.as_json(self.ttft_ms),
-        )
+        principal, router, provider, tokens = self.principal, self.router, self.provider, self.tokens
+        footprint = self.footprint()
+        record: Record = {
+            "request_id": self.request_id,
+            "created": _iso(self.created),
+            "user_id": principal.user_id,
+            "user_email": principal.email,
+            "organization_id": principal.organization_id,
+            "organization_name": principal.organization_name,
+            "key_id": principal.key_id,
+            "key_name": principal.key_name,
+            "router_id": router.id if router else None,
+            "router_name": self.router_name,
+            "provider_id": provider.id if provider else None,
+            "provider_model_name": provider.model_name if provider else None,
+            "endpoint": self.endpoint,
+            "method": self.method,
+            "status": status,
+            "outcome": outcome.value,
+            "latency_ms": self.latency_ms(),
+            "ttft_ms": self.ttft_ms,
+            "prompt_tokens": tokens.prompt,
+            "completion_tokens": tokens.completion,
+            "total_tokens": tokens.total,
+            "tokens_estimated": tokens.estimated,
+            "cost_prompt_tokens": str(router.cost_prompt_tokens if router else pricing.FREE),
+            "cost_completion_tokens": str(router.cost_completion_tokens if router else pricing.FREE),
+            "cost": str(self.cost()),
+            "estimated_cost": None if self.estimated_cost is None else str(self.estimated_cost),
+            "kwh_min": footprint.kwh_min,
+            "kwh_max": footprint.kwh_max,
+            "kgco2eq_min": footprint.kgco2eq_min,
+            "kgco2eq_max": footprint.kgco2eq_max,
+            "gco2eq": f"{footprint.grams:.6f}",
+            "flight": self.flight.as_json(self.ttft_ms),
+        }
+        return record
 
     async def __aenter__(self) -> Self:
         return self

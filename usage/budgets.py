@@ -8,7 +8,7 @@ budget can be spent to its end, by one call at a time, and is overrun by what on
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
@@ -160,9 +160,9 @@ def _load(user_id: int) -> Limited:
 _limited = Replica(_load)
 
 
-async def limited(user_id: int) -> Limited:
+def limited(user_id: int) -> Awaitable[Limited]:
     """What of the user is limited, as of the newest epoch this process knows."""
-    return await _limited.get(user_id)
+    return _limited.get(user_id)
 
 
 def reserve(user_id: int, record: Record, router: Router, need: Need, grams_a_token: float) -> Held | None:

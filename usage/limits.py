@@ -5,7 +5,7 @@ is, and a refused call consumes nothing. The limit's value is part of its counte
 from an empty counter, and so is the strategy: how a counter forgets is in `usage.windows`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
@@ -96,9 +96,9 @@ def _load(_: None) -> Grants:
 _grants = Replica(_load, limit=1)
 
 
-async def grants() -> Grants:
+def grants() -> Awaitable[Grants]:
     """All limits as of the newest epoch this process knows."""
-    return await _grants.get(None)
+    return _grants.get(None)
 
 
 class Window(NamedTuple):

@@ -29,9 +29,9 @@ def of_messages(messages: Sequence[Any]) -> int:
     """Tokens of the text in a chat's messages; of a list of content parts, the text parts."""
     length = 0
     for message in messages:
-        content = message.get("content") if isinstance(message, Mapping) else None
+        content = message.get("content") if isinstance(message, dict) else None
         if isinstance(content, list):
-            length += sum(_length(part.get("text")) for part in content if isinstance(part, Mapping))
+            length += sum(_length(part.get("text")) for part in content if isinstance(part, dict))
         else:
             length += _length(content)
     return of_bytes(length)
@@ -86,14 +86,14 @@ def of_choices(choices: Any) -> int:
     """Tokens of what a chat answered: content, reasoning and tool calls of every choice."""
     length = 0
     for choice in choices if isinstance(choices, list) else ():
-        message = choice.get("message") if isinstance(choice, Mapping) else None
-        if not isinstance(message, Mapping):
+        message = choice.get("message") if isinstance(choice, dict) else None
+        if not isinstance(message, dict):
             continue
         length += _length(message.get("content")) + _length(message.get("reasoning_content"))
         tool_calls = message.get("tool_calls")
         for tool_call in tool_calls if isinstance(tool_calls, list) else ():
-            function = tool_call.get("function") if isinstance(tool_call, Mapping) else None
-            length += _length(function.get("arguments")) if isinstance(function, Mapping) else 0
+            function = tool_call.get("function") if isinstance(tool_call, dict) else None
+            length += _length(function.get("arguments")) if isinstance(function, dict) else 0
     return of_bytes(length)
 
 

@@ -36,16 +36,17 @@ class Disconnected(Exception):
 
 
 class _Watch:
-    """What WHEN_GONE does, under a server that has no such thing."""
+    """What is called when the caller leaves, under a server that has no such thing: WHEN_GONE for one call."""
 
     def __init__(self, receive: Callable[[], Awaitable[Any]]) -> None:
         self._receive = receive
         self._task: asyncio.Task[None] | None = None
 
-    def __call__(self, call: Callable[[], object] | None) -> None:
-        if call is not None:
-            self._task = asyncio.ensure_future(self._wait(call))
-        elif self._task is not None:
+    def add(self, call: Callable[[], object]) -> None:
+        self._task = asyncio.ensure_future(self._wait(call))
+
+    def discard(self, call: Callable[[], object]) -> None:
+        if self._task is not None:
             self._task.cancel()
 
     async def _wait(self, call: Callable[[], object]) -> None:
@@ -142,8 +143,10 @@ class CallConsumer(AsyncHttpConsumer):
             has_left = True
             answering.cancel()
 
-        when_gone = self.scope.get(WHEN_GONE) or _Watch(receive)
-        when_gone(leave)
+        when_gone = self.scope.get(WHEN_GONE)
+        if when_gone is None:
+            when_gone = _Watch(receive)
+        when_gone.add(leave)
         try:
             await self.handle_call(principal, body)
         except asyncio.CancelledError:
@@ -151,7 +154,7 @@ class CallConsumer(AsyncHttpConsumer):
                 raise
             answering.uncancel()
         finally:
-            when_gone(None)
+            when_gone.discard(leave)
 
     async def _refuse(self, error: Exception) -> None:
         if not isinstance(error, APIError):

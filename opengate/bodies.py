@@ -24,7 +24,7 @@ Application = Callable[[dict[str, Any], Receive, Send], Awaitable[None]]
 Admission = Callable[[Mapping[str, Any]], Awaitable[int]]
 
 INCOMING = "opengate.incoming"  # in the scope of a request: its body, for who has read it and goes on without it
-# In the scope, where a server has it: calls a function when the caller leaves, None for no more. It spares each call a
+# In the scope, as long as a server of ours has its caller: a set of what it calls when he leaves. It spares each call a
 # task that waits for `http.disconnect`.
 WHEN_GONE = "opengate.when_gone"
 SMALL_BYTES = 64 * 1024

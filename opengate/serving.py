@@ -241,7 +241,7 @@ class Cycle(RequestResponseCycle):
         """Write the head of an answer of known length, with nothing unusual about it; any other is uvicorn's."""
         if self.response_started or self.disconnected or self.flow.write_paused or not self.keep_alive:
             return False
-        headers = [*self.default_headers, *message["headers"]]
+        headers = [*self.default_headers, *message.get("headers", ())]
         names, values = [name for name, _ in headers], [value for _, value in headers]
         if self.access_log or names.count(b"content-length") != 1 or not UNUSUAL.isdisjoint(names):
             return False
@@ -267,7 +267,7 @@ class Protocol(HttpToolsProtocol):
     _head_timer: asyncio.TimerHandle | None = None
     _unread_timer: asyncio.TimerHandle | None = None
     _answering: RequestResponseCycle | None = None
-    _when_gone: Callable[[], object] | None = None  # of the request that is being answered
+    _when_gone: set[Callable[[], object]]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -323,20 +323,15 @@ class Protocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answering = cycle
         cycle.__class__ = Cycle  # uvicorn makes them
-        cast(dict[str, Any], cycle.scope)[WHEN_GONE] = self.when_gone
+        self._when_gone = set()
+        cast(dict[str, Any], cycle.scope)[WHEN_GONE] = self._when_gone
         super()._start_asgi_task(cycle, app)
-
-    def when_gone(self, call: Callable[[], object] | None) -> None:
-        """Call it when the connection is lost, or soon where it is; it is read from until then, else nobody knew."""
-        self._when_gone = call
-        if call is not None:
-            self.flow.resume_reading()
-            if self._answering is not None and self._answering.disconnected:
-                self.loop.call_soon(call)
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
         self._stop_unread_timer()
+        if self.cycle is self._answering:
+            self.flow.resume_reading()  # that a caller leaves is only read
 
     def on_response_complete(self) -> None:
         """Refused before its body was read: the caller has a moment to send the rest and read the answer."""
@@ -351,8 +346,10 @@ class Protocol(HttpToolsProtocol):
         if self._answering is not None and not self._answering.response_complete:
             self._answering.disconnected = True  # uvicorn tells that to the last request alone
             self._answering.message_event.set()
-        if self._when_gone is not None:
-            self._when_gone()
+        if self._answering is not None:
+            cast(dict[str, Any], self._answering.scope).pop(WHEN_GONE, None)  # from now on uvicorn tells it
+            for call in tuple(self._when_gone):
+                call()
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:

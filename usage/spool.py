@@ -46,7 +46,7 @@ class Sending:
         self._record = record
         self._commands = (_entry(record), *also)
         self._answering: asyncio.Future[list[Any]] | None = None
-        with suppress(RedisAway):
+        with suppress(RedisAway, redis.RedisError):
             self._answering = opengate_redis.begun(self._commands)
 
     async def arrive(self) -> None:

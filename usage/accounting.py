@@ -131,14 +131,7 @@ class Call:
         work.current().router = router.name
         self.flight.admitted(admission)
         if is_reserved:
-            try:
-                await self._reserve(router, need)
-            except APIError:
-                await admission.give_back()
-                raise
-            except asyncio.CancelledError:  # the caller left
-                _settling().start(admission.give_back())
-                raise
+            await self._reserve_or_give_back(router, need, admission)
         self.admission, self._wish = admission, wish
         return True
 
@@ -146,6 +139,16 @@ class Call:
         """Whether the call takes from a budget."""
         limited = await budgets.limited(self.principal.user_id)
         return limited.carbon or (limited.money and router.has_price)
+
+    async def _reserve_or_give_back(self, router: Router, need: Need, admission: Admission) -> None:
+        try:
+            await self._reserve(router, need)
+        except APIError:
+            await admission.give_back()
+            raise
+        except asyncio.CancelledError:  # the caller left
+            _settling().start(admission.give_back())
+            raise
 
     async def _reserve(self, router: Router, need: Need) -> None:
         rate = max((_grams(provider) or 0.0 for provider in router.providers), default=0.0)

@@ -138,6 +138,7 @@ def test_two_processes_tell_one_truth_also_after_one_was_killed(two, key, scrape
         calls += 1
         assert calls < 300
     assert len(records(calls)) == calls
+    wait_until(lambda: sum(two.counted()) == before + calls)  # they write once a second
     told = [total(scrape(), "ogl_inference_requests_total", status_code="200") for _ in range(6)]
     assert set(told) == {before + calls}
     victim = two.living()["0"]

@@ -369,7 +369,7 @@ class World:
         rates = []
         for slice in range(ROUNDS):
             vectors = list(self.vectors[slice * LONG : (slice + 1) * LONG].astype(np.float64))
-            ids = range(-(slice + 1) * LONG, -slice * LONG)  # of no chunks
+            ids = range((slice + 1) * 10**9, (slice + 1) * 10**9 + LONG)  # of no chunks, and in no index of a space
             started = time.perf_counter()
             with transaction.atomic():
                 store_vectors(self.space, self.collections[0].pk, ids, as_binary(vectors))

@@ -39,7 +39,8 @@ def store(
     """
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT nextval(pg_get_serial_sequence('knowledge_chunk', 'id')) FROM generate_series(1, %s)", [len(rows)]
+            "SELECT nextval(name) FROM pg_get_serial_sequence('knowledge_chunk', 'id') AS name, generate_series(1, %s)",
+            [len(rows)],
         )
         ids = [id for (id,) in cursor.fetchall()]
     now = timezone.now()

@@ -43,6 +43,7 @@ class Call:
     request_id: str
     has_budget: bool
     ended: float
+    server: Server
 
 
 @dataclass
@@ -76,7 +77,7 @@ class Installation:
                 answer = client.post("/v1/chat/completions", json=CHAT | {"stream": stream, "max_tokens": 12})
                 whole = not stream or answer.text.endswith("[DONE]\n\n") or answer.status_code != 200
                 status = answer.status_code if whole else 0
-                self.calls.append(Call(status, answer.headers["x-request-id"], has_budget, time.time()))
+                self.calls.append(Call(status, answer.headers["x-request-id"], has_budget, time.time(), server))
                 time.sleep(0.01)
 
     def end(self) -> None:
@@ -85,12 +86,13 @@ class Installation:
             thread.join(30)
             assert not thread.is_alive()
 
-    def goes_on(self, has_budget: bool | None = None) -> None:
-        """Wait until the next calls are answered."""
+    def goes_on(self) -> None:
+        """Wait until the next calls of both users are answered by both processes, which then know them."""
         since, deadline = time.time() + 0.2, time.monotonic() + 30
-        while not any(
-            call.status == 200 and call.ended > since and has_budget in (None, call.has_budget) for call in self.calls
-        ):
+        wanted = {(server.url, has_budget) for server in self.web for has_budget in (True, False)}
+        while wanted - {
+            (call.server.url, call.has_budget) for call in self.calls if call.status == 200 and call.ended > since
+        }:
             assert time.monotonic() < deadline
             time.sleep(0.05)
 
@@ -194,8 +196,7 @@ def drill(installation: Installation, name: str, happens: Callable[[], None]) ->
     try:
         installation.goes_on()
         happens()
-        for has_budget in (True, False):
-            installation.goes_on(has_budget)
+        installation.goes_on()
     finally:
         installation.end()
     found = installation.statuses(True), installation.statuses(False)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from django.db.models import QuerySet
 
 from accounts.principals import Principal
-from knowledge.embedding import Vector, embed, fitting
+from knowledge.embedding import embed, fitting
 from knowledge.errors import (
     CollectionNotFound,
     DocumentNotFound,
@@ -21,11 +21,11 @@ from opengate.errors import APIError, DatabaseAway
 
 
 class NewChunk(NamedTuple):
-    """A chunk to store, and its vector."""
+    """A chunk to store, and its vector as Postgres takes it in binary."""
 
     content: str
     metadata: dict[str, Any] | None
-    vector: Vector
+    vector: bytes
 
 
 async def append(principal: Principal, document: Document, chunks: Sequence[dict[str, Any]]) -> list[int]:
@@ -41,7 +41,7 @@ async def append(principal: Principal, document: Document, chunks: Sequence[dict
                 texts = [chunk["content"] for chunk in chunks[len(made) :]]
                 batch = chunks[len(made) :][: fitting(texts)]
                 vectors = await embed(principal, space, texts[: len(batch)])
-                pairs = zip(batch, vectors, strict=True)
+                pairs = zip(batch, as_binary(vectors), strict=True)
                 made += [NewChunk(chunk["content"], chunk.get("metadata"), vector) for chunk, vector in pairs]
         except (DatabaseAway, VectorizationFailed):
             raise
@@ -67,7 +67,7 @@ def _append(document: Document, space: Space, chunks: Sequence[NewChunk]) -> lis
         last = Chunk.objects.filter(document=document).order_by("-number").values_list("number", flat=True).first()
         first = 0 if last is None else last + 1
         rows = [Row(number, chunk.content, as_json(chunk.metadata)) for number, chunk in enumerate(chunks, first)]
-        store(document, collection, space, rows, as_binary([chunk.vector for chunk in chunks]))
+        store(document, collection, space, rows, [chunk.vector for chunk in chunks])
         Document.objects.filter(id=document.pk).update(edited=True)
         return [row.number for row in rows]
 

@@ -1,7 +1,7 @@
 """The way of a document into its collection: parse, split, embed, store. Each step may be taken twice without harm.
 
-Whoever works on a document holds a lease. What is done is kept in drafts, so that another goes on where a worker died;
-chunks and vectors come into the collection in one transaction, and only then can the document be found.
+Whoever works on a document holds a lease. What took long is kept in drafts, so that another goes on where a worker
+died; chunks and vectors come into the collection in one transaction, and only then can the document be found.
 """
 
 import asyncio

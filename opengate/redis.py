@@ -317,7 +317,7 @@ class Form:
     __slots__ = ("_packed",)
 
     def __init__(self, command: tuple[Word, ...]) -> None:
-        packed = hiredis.pack_command(command).replace(b"%", b"%%")  # type: ignore[arg-type]
+        packed = _packed(command).replace(b"%", b"%%")
         self._packed = packed.replace(b"$1\r\n\0\r\n", b"$%d\r\n%b\r\n")
 
     def filled(self, *words: str | int | float) -> Command:

@@ -11,12 +11,14 @@ from django.core.files.uploadedfile import SimpleUploadedFile
 
 from accounts.models import Permission, User
 from knowledge import editing, storing, uploads, vectors
-from knowledge.errors import CollectionNotFound
-from knowledge.models import Chunk, Collection, Document, Language, Space
+from knowledge.embedding import BATCH
+from knowledge.errors import CollectionNotFound, ModelAnswersOtherSize
+from knowledge.models import Chunk, Collection, Document, Language, Space, Status
 from knowledge.splitting import Options
 from routing.models import Provider, Router
 from tests.knowledge.conftest import DIMENSIONS, EMBEDDINGS, embedding, embeddings_router, found, upload
 from tests.knowledge.documents import beside, interrupt
+from tests.upstream import Reply
 
 
 @pytest.fixture
@@ -245,7 +247,7 @@ def test_chunks_are_numbered_on_from_the_last(as_ada, add):
 
 def test_two_who_append_at_once_are_numbered_one_after_the_other(add, monkeypatch):
     document = add("One.")
-    space, made = Space.objects.get(), [editing.NewChunk("More.", None, [1.0] * DIMENSIONS)]
+    space, made = Space.objects.get(), [editing.NewChunk("More.", None, vectors.as_binary([[1.0] * DIMENSIONS])[0])]
     numbers: list[Any] = []
     other = threading.Thread(target=lambda: beside(lambda: numbers.append(editing._append(document, space, made))))
 
@@ -268,6 +270,19 @@ def test_chunks_whose_model_is_away_are_not_there_and_may_come_again(as_ada, add
     assert (refused.status_code, "Retry-After" in refused.headers) == (500, True)
     assert refused.json()["detail"].startswith("Vectorization failed: ")
     assert document.chunks.count() == 1
+
+
+def test_of_chunks_whose_vectors_are_of_different_sizes_none_is_stored(as_ada, collection, upstream):
+    sizes = iter((DIMENSIONS, DIMENSIONS + 1))
+    upstream.route(EMBEDDINGS, lambda request: Reply([json.dumps(embedding(request, next(sizes))).encode()]))
+    document = Document.objects.create(collection=collection, name="notes", status=Status.READY)
+    chunks = [{"content": f"Note {number}."} for number in range(BATCH + 1)]
+    refused = as_ada.post(f"/v1/documents/{document.pk}/chunks", json={"chunks": chunks})
+    assert (refused.status_code, refused.json()["detail"]) == (
+        500,
+        ModelAnswersOtherSize(DIMENSIONS + 1, DIMENSIONS).detail,
+    )
+    assert not document.chunks.exists()
 
 
 def test_an_unfinished_document_takes_no_chunks(as_ada, collection):
